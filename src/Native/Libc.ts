@@ -1,0 +1,284 @@
+/**
+ * The C library's calls, bound by koffi.
+ *
+ * Only calls that return at once are bound, and descriptors are opened non-blocking and close-on-exec, so that nothing
+ * here blocks the event loop, occupies a thread of the pool or leaks into a child process. Calls of the control plane
+ * throw {@link SyscallError}; the two of the data plane ({@link signalEventFd}, {@link drainEventFd}) answer with a
+ * number, because an exception per request would cost more than the call.
+ *
+ * Structures are laid out by hand for 64-bit Linux (`struct msghdr`, `struct cmsghdr`, `struct sockaddr_un`: the same on
+ * x86-64 and arm64), in buffers outside V8's heap, since the kernel is handed their addresses.
+ *
+ * @since 0.1.0
+ */
+import koffi from "koffi"
+import { SyscallError } from "./SyscallError.ts"
+
+const libc = koffi.load(null)
+
+type IntCall = (...args: ReadonlyArray<unknown>) => number
+const bind = (definition: string): IntCall => libc.func(definition)
+
+const calls = {
+  close: bind("int close(int fd)"),
+  connect: bind("int connect(int fd, const void *address, uint32_t length)"),
+  dup: bind("int fcntl(int fd, int command, int minimum)"),
+  eventfd: bind("int eventfd(unsigned int initial, int flags)"),
+  fcntl: bind("int fcntl(int fd, int command, int argument)"),
+  ftruncate: bind("int ftruncate(int fd, int64_t length)"),
+  memfdCreate: bind("int memfd_create(const char *name, unsigned int flags)"),
+  munmap: bind("int munmap(uintptr_t address, size_t length)"),
+  read: bind("intptr_t read(int fd, void *buffer, size_t length)"),
+  recvmsg: bind("intptr_t recvmsg(int fd, void *message, int flags)"),
+  sendmsg: bind("intptr_t sendmsg(int fd, const void *message, int flags)"),
+  socket: bind("int socket(int domain, int type, int protocol)"),
+  socketpair: bind("int socketpair(int domain, int type, int protocol, void *pair)"),
+  write: bind("intptr_t write(int fd, const void *buffer, size_t length)")
+}
+const mapMemory: (...args: ReadonlyArray<unknown>) => number | bigint = libc.func(
+  "uintptr_t mmap(uintptr_t address, size_t length, int protection, int flags, int fd, int64_t offset)"
+)
+
+// include/uapi/linux/{memfd,fcntl,eventfd,mman}.h, include/linux/socket.h
+const MFD_CLOEXEC = 1
+const MFD_ALLOW_SEALING = 2
+const F_DUPFD_CLOEXEC = 1030
+const F_ADD_SEALS = 1033
+const F_SEAL_SHRINK = 2
+const O_NONBLOCK = 0o4000
+const O_CLOEXEC = 0o2000000
+const PROT_READ_WRITE = 3
+const MAP_SHARED = 1
+const MAP_FAILED = 2n ** 64n - 1n
+const AF_UNIX = 1
+const SOCK_STREAM = 1
+const SOL_SOCKET = 1
+const SCM_RIGHTS = 1
+const MSG_CTRUNC = 0x8
+const MSG_DONTWAIT = 0x40
+const MSG_NOSIGNAL = 0x4000
+const MSG_CMSG_CLOEXEC = 0x40000000
+
+/** EAGAIN and EWOULDBLOCK: one number on Linux. */
+export const EAGAIN = 11
+
+const EBADF = 9
+
+/** The longest path `struct sockaddr_un` holds beside its terminating zero, in bytes. */
+export const MAX_SOCKET_PATH_BYTES = 107
+
+const check = (syscall: string, result: number): number => {
+  if (result < 0) throw new SyscallError(syscall, koffi.errno())
+  return result
+}
+
+/** Closes a descriptor. An error is not reported: Linux has released the number in every case (`man 2 close`). */
+export const close = (fd: number): void => {
+  calls.close(fd)
+}
+
+/** Duplicates a descriptor; the copy is close-on-exec and owned by the caller. */
+export const duplicate = (fd: number): number => {
+  // koffi would cut another number down to the 32 bits of an int, which may be some other descriptor.
+  if (!Number.isInteger(fd) || fd !== (fd | 0)) throw new SyscallError("fcntl", EBADF)
+  return check("fcntl", calls.dup(fd, F_DUPFD_CLOEXEC, 0))
+}
+
+/**
+ * Creates anonymous memory of `length` bytes as a file that cannot shrink, so that a mapping of it can never fault.
+ * `name` shows in `/proc/self/maps` as `/memfd:name`.
+ */
+export const createMemoryFile = (name: string, length: number): number => {
+  const fd = check("memfd_create", calls.memfdCreate(name, MFD_CLOEXEC | MFD_ALLOW_SEALING))
+  try {
+    check("ftruncate", calls.ftruncate(fd, length))
+    check("fcntl", calls.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK))
+    return fd
+  } catch (error) {
+    close(fd)
+    throw error
+  }
+}
+
+/** Memory that is mapped from a file and shared with whoever else maps it. */
+export interface Mapping {
+  /** All of the memory. The one view of it: a second one would outlive {@link unmap}. */
+  readonly buffer: ArrayBuffer
+  readonly length: number
+  readonly address: number | bigint
+}
+
+/** Maps `length` bytes of `fd` from `offset` (a multiple of the page size), readable and writable, shared. */
+export const map = (fd: number, offset: number, length: number): Mapping => {
+  const address = mapMemory(0, length, PROT_READ_WRITE, MAP_SHARED, fd, offset)
+  if (address === MAP_FAILED) throw new SyscallError("mmap", koffi.errno())
+  try {
+    return { buffer: koffi.view(address, length), length, address }
+  } catch (error) {
+    calls.munmap(address, length)
+    throw error
+  }
+}
+
+/**
+ * Detaches the mapping's buffer, so that every view of it has length 0, and then unmaps the memory. A buffer that the
+ * application has moved elsewhere (`transfer`, `postMessage`) is out of reach: its memory stays mapped, since access to it
+ * would end the process.
+ */
+export const unmap = (mapping: Mapping): void => {
+  if (mapping.buffer.detached) return
+  mapping.buffer.transfer()
+  check("munmap", calls.munmap(mapping.address, mapping.length))
+}
+
+/** Creates an event counter (`man 2 eventfd`), non-blocking. */
+export const createEventFd = (): number => check("eventfd", calls.eventfd(0, O_NONBLOCK | O_CLOEXEC))
+
+const one = new Uint8Array(new BigUint64Array([1n]).buffer)
+const counter = new Uint8Array(new ArrayBuffer(8))
+
+/** Adds one to an event counter. Answers 0, or the errno; a counter that is full is signalled already, so EAGAIN is 0. */
+export const signalEventFd = (fd: number): number => {
+  if (calls.write(fd, one, 8) === 8) return 0
+  const errno = koffi.errno()
+  return errno === EAGAIN ? 0 : errno
+}
+
+/** Resets an event counter to zero; does nothing where it is zero already. */
+export const drainEventFd = (fd: number): void => {
+  calls.read(fd, counter, 8)
+}
+
+/** Opens a Unix stream socket, non-blocking and not yet connected. */
+export const createUnixSocket = (): number =>
+  check("socket", calls.socket(AF_UNIX, SOCK_STREAM | O_NONBLOCK | O_CLOEXEC, 0))
+
+/**
+ * Connects a Unix socket to `path`, at most {@link MAX_SOCKET_PATH_BYTES} long. Answers 0 or the errno; EAGAIN means that
+ * the listener's backlog is full.
+ */
+export const connectUnixSocket = (fd: number, path: string): number => {
+  const bytes = Buffer.from(path)
+  const address = new Uint8Array(new ArrayBuffer(2 + bytes.length + 1))
+  address[0] = AF_UNIX
+  address.set(bytes, 2)
+  return calls.connect(fd, address, address.length) === 0 ? 0 : koffi.errno()
+}
+
+/** Makes a descriptor non-blocking and close-on-exec. */
+export const adopt = (fd: number): void => {
+  const F_SETFD = 2
+  const F_GETFL = 3
+  const F_SETFL = 4
+  const FD_CLOEXEC = 1
+  check("fcntl", calls.fcntl(fd, F_SETFD, FD_CLOEXEC))
+  check("fcntl", calls.fcntl(fd, F_SETFL, check("fcntl", calls.fcntl(fd, F_GETFL, 0)) | O_NONBLOCK))
+}
+
+/** Creates a pair of connected Unix stream sockets, both non-blocking. */
+export const createSocketPair = (): readonly [number, number] => {
+  const pair = new Int32Array(new ArrayBuffer(8))
+  check("socketpair", calls.socketpair(AF_UNIX, SOCK_STREAM | O_NONBLOCK | O_CLOEXEC, 0, pair))
+  const [left = -1, right = -1] = pair
+  return [left, right]
+}
+
+// struct msghdr: name 0, namelen 8, iov 16, iovlen 24, control 32, controllen 40, flags 48; 56 bytes.
+// struct cmsghdr: len 0 (u64), level 8, type 12; data from 16, each message padded to 8 bytes.
+const MSGHDR_BYTES = 56
+const CMSGHDR_BYTES = 16
+const FD_BYTES = 4
+/** The kernel's own limit on the descriptors of one message (SCM_MAX_FD), so none is ever lost to a small buffer. */
+const SCM_MAX_FD = 253
+const LITTLE = true
+
+const IOVEC_BYTES = 16
+
+interface SocketMessage {
+  readonly header: DataView
+  readonly control: DataView
+  readonly bytes: Uint8Array
+}
+
+/**
+ * Lays a message out: its header, room for control messages, and room for its bytes. They share one ArrayBuffer, outside
+ * V8's heap: the garbage collector cannot move it, nor free a part of it while the call holds another.
+ */
+const socketMessage = (controlBytes: number, length: number): SocketMessage => {
+  const controlAt = MSGHDR_BYTES + IOVEC_BYTES
+  const bytesAt = controlAt + controlBytes
+  const memory = new ArrayBuffer(bytesAt + length)
+  const address = koffi.address(new Uint8Array(memory))
+  const header = new DataView(memory, 0, controlAt)
+  header.setBigUint64(16, address + BigInt(MSGHDR_BYTES), LITTLE)
+  header.setBigUint64(24, 1n, LITTLE)
+  if (controlBytes > 0) {
+    header.setBigUint64(32, address + BigInt(controlAt), LITTLE)
+    header.setBigUint64(40, BigInt(controlBytes), LITTLE)
+  }
+  header.setBigUint64(MSGHDR_BYTES, address + BigInt(bytesAt), LITTLE)
+  header.setBigUint64(MSGHDR_BYTES + 8, BigInt(length), LITTLE)
+  const control = new DataView(memory, controlAt, controlBytes)
+  return { header, control, bytes: new Uint8Array(memory, bytesAt, length) }
+}
+
+/**
+ * Sends bytes on a Unix socket, with descriptors attached to the first of them (SCM_RIGHTS). Answers the number of bytes
+ * taken, 0 where the socket is full.
+ */
+export const send = (fd: number, bytes: Uint8Array, fds: ReadonlyArray<number>): number => {
+  const controlBytes = fds.length === 0 ? 0 : CMSGHDR_BYTES + Math.ceil(fds.length * FD_BYTES / 8) * 8
+  const message = socketMessage(controlBytes, bytes.length)
+  message.bytes.set(bytes)
+  if (fds.length > 0) {
+    message.control.setBigUint64(0, BigInt(CMSGHDR_BYTES + fds.length * FD_BYTES), LITTLE)
+    message.control.setInt32(8, SOL_SOCKET, LITTLE)
+    message.control.setInt32(12, SCM_RIGHTS, LITTLE)
+    fds.forEach((attached, i) => message.control.setInt32(CMSGHDR_BYTES + i * FD_BYTES, attached, LITTLE))
+  }
+  const sent = calls.sendmsg(fd, message.header, MSG_DONTWAIT | MSG_NOSIGNAL)
+  if (sent >= 0) return sent
+  if (koffi.errno() === EAGAIN) return 0
+  throw new SyscallError("sendmsg", koffi.errno())
+}
+
+/** What one look at a socket found. */
+export type Received =
+  /** `fds` are open, close-on-exec and owned by the caller. `bytes` is empty at the end of the stream. */
+  | { readonly _tag: "Data"; readonly bytes: Uint8Array; readonly fds: ReadonlyArray<number> }
+  | { readonly _tag: "Empty" }
+
+/** Receives up to `limit` bytes from a Unix socket, and the descriptors that came with them. */
+export const receive = (fd: number, limit: number): Received => {
+  const { bytes, control, header } = socketMessage(CMSGHDR_BYTES + SCM_MAX_FD * FD_BYTES + 4, limit)
+  const received = calls.recvmsg(fd, header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+  if (received < 0) {
+    if (koffi.errno() === EAGAIN) return { _tag: "Empty" }
+    throw new SyscallError("recvmsg", koffi.errno())
+  }
+  const fds = attachedDescriptors(
+    new DataView(control.buffer, control.byteOffset, Number(header.getBigUint64(40, LITTLE)))
+  )
+  if ((header.getInt32(48, LITTLE) & MSG_CTRUNC) !== 0) {
+    fds.forEach(close)
+    const EMFILE = 24
+    throw new SyscallError("recvmsg", EMFILE)
+  }
+  return { _tag: "Data", bytes: bytes.slice(0, received), fds }
+}
+
+const attachedDescriptors = (control: DataView): ReadonlyArray<number> => {
+  const fds: Array<number> = []
+  let at = 0
+  while (at + CMSGHDR_BYTES <= control.byteLength) {
+    const length = Number(control.getBigUint64(at, LITTLE))
+    if (length < CMSGHDR_BYTES || at + length > control.byteLength) break
+    if (control.getInt32(at + 8, LITTLE) === SOL_SOCKET && control.getInt32(at + 12, LITTLE) === SCM_RIGHTS) {
+      for (let data = at + CMSGHDR_BYTES; data + FD_BYTES <= at + length; data += FD_BYTES) {
+        fds.push(control.getInt32(data, LITTLE))
+      }
+    }
+    at += Math.ceil(length / 8) * 8
+  }
+  return fds
+}

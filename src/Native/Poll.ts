@@ -1,0 +1,71 @@
+/**
+ * Watching descriptors inside Node's own event loop (`uv_poll`, reached through koffi).
+ *
+ * A watch holds no thread and costs no system call per wake-up beyond the loop's own. Rules that were learned by
+ * measuring: the handle must stay referenced (garbage collection would end it silently), its callback must not throw,
+ * and on Node 26 microtasks do not run after it, so whatever a watch leads to is resumed by `setImmediate`.
+ *
+ * @since 0.1.0
+ */
+import koffi from "koffi"
+import { fstatSync } from "node:fs"
+import { constants } from "node:os"
+import { SyscallError } from "./SyscallError.ts"
+
+/** Which states of a descriptor wake its watcher. */
+export interface Interest {
+  readonly readable?: boolean
+  readonly writable?: boolean
+}
+
+/** A descriptor that is being watched. */
+export interface Watch {
+  /** Watches for other states from now on; none at all pauses the watch. */
+  readonly change: (interest: Interest) => void
+  /** Ends the watch. Must come before the descriptor is closed. */
+  readonly close: () => void
+}
+
+/** The open handles by descriptor. */
+const open = new Map<number, object>()
+
+/**
+ * Calls `onReady` whenever `fd` is in a state of interest, as long as it is (level-triggered), from inside the event
+ * loop's polling phase. `onReady` must not throw.
+ *
+ * Throws a {@link SyscallError} for what cannot be watched: EBADF, EPERM (a file or directory), EEXIST (watched already).
+ */
+export const watch = (fd: number, interest: Interest, onReady: () => void): Watch => {
+  checkWatchable(fd)
+  const handle = koffi.node.poll(fd, { ...interest }, onReady)
+  open.set(fd, handle)
+  let isOpen = true
+  return {
+    change: (next) => {
+      // A start after the close would end the process.
+      if (!isOpen) return
+      if (next.readable === true || next.writable === true) handle.start({ ...next }, onReady)
+      else handle.stop()
+    },
+    close: () => {
+      if (!isOpen) return
+      isOpen = false
+      open.delete(fd)
+      handle.close()
+    }
+  }
+}
+
+/** koffi ends the process where libuv refuses a descriptor, so what libuv would refuse is refused here. */
+const checkWatchable = (fd: number): void => {
+  const { EBADF, EEXIST, EPERM } = constants.errno
+  if (open.has(fd)) throw new SyscallError("uv_poll_init", EEXIST)
+  let isFile: boolean
+  try {
+    const stat = fstatSync(fd)
+    isFile = stat.isFile() || stat.isDirectory()
+  } catch {
+    throw new SyscallError("uv_poll_init", EBADF)
+  }
+  if (isFile) throw new SyscallError("uv_poll_init", EPERM)
+}
