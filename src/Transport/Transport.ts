@@ -1,0 +1,149 @@
+/**
+ * A transport: how a virtio device is reached.
+ *
+ * A transport is a recipe. It holds what is needed to reach the device and can connect again and again; each
+ * {@link Connection} is one live link to it, owned by a Scope and lost when the backend goes away. The driver above knows
+ * virtio-blk and nothing of sockets, character devices or PCI; a transport knows these and nothing of blocks.
+ *
+ * The order in which a driver uses a connection: read the configuration, `negotiate`, `map` memory for the rings, `start`,
+ * then `map` and `unmap` at will, and `stop` before the Scope closes.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Deferred from "effect/Deferred"
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
+import type * as Errno from "../Errno.ts"
+import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
+
+/**
+ * The drivers, by libblkio's names.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type DriverName = "virtio-blk-vhost-user" | "virtio-blk-vhost-vdpa" | "virtio-blk-vfio-pci"
+
+/**
+ * Why a connection is of no use any more: the backend is gone, silent, or broke the protocol.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type ConnectionError = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO
+
+/**
+ * What connecting may fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type ConnectError =
+  | ConnectionError
+  | Errno.EINVAL
+  | Errno.ENOENT
+  | Errno.ENOTDIR
+  | Errno.ELOOP
+  | Errno.ENAMETOOLONG
+  | Errno.EACCES
+  | Errno.EPERM
+  | Errno.EBADF
+  | Errno.ENOTSOCK
+  | Errno.EPROTOTYPE
+  | Errno.ECONNREFUSED
+  | Errno.EMFILE
+  | Errno.ENFILE
+  | Errno.ENOTSUP
+  | Errno.EIO
+
+/**
+ * Where the parts of a queue's ring lie, as the device sees them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface QueueAddresses {
+  readonly queueSize: number
+  readonly descriptors: number
+  readonly avail: number
+  readonly used: number
+}
+
+/**
+ * What a started queue is driven by.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface QueueChannel {
+  /** Tells the device to look at the ring; answers 0 or an errno. Does not block. */
+  readonly notify: () => number
+  /** The event counter the device signals, non-blocking. */
+  readonly completionFd: number
+}
+
+/**
+ * One live link to a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Connection {
+  /** The feature bits the device offers. */
+  readonly features: bigint
+  /** The most queues the transport can drive. */
+  readonly maxQueues: number
+  /** The most descriptors a queue may have. */
+  readonly maxQueueSize: number
+  /** The most memory regions that can be mapped at once, the rings' included. */
+  readonly maxRegions: number
+  /** What a region's address and length must be a multiple of, in bytes. */
+  readonly regionAlignment: number
+  /** Whether regions are handed over by file descriptor. */
+  readonly needsRegionFd: boolean
+  /** Reads the configuration space, as much of it as the device has. */
+  readonly readConfig: Effect.Effect<Uint8Array, ConnectionError | Errno.EIO>
+  /** Takes a subset of the offered features. */
+  readonly negotiate: (features: bigint) => Effect.Effect<void, ConnectionError | Errno.EIO | Errno.ENOTSUP>
+  /** Lets the device access a region, and answers the device's address of its first byte. */
+  readonly map: (region: MemoryRegion) => Effect.Effect<number, ConnectionError | Errno.EIO>
+  /** Takes a region back. Does nothing where the connection is lost. */
+  readonly unmap: (region: MemoryRegion) => Effect.Effect<void>
+  /** Hands the rings to the device and starts it; answers a channel for each. */
+  readonly start: (
+    queues: ReadonlyArray<QueueAddresses>
+  ) => Effect.Effect<ReadonlyArray<QueueChannel>, ConnectionError | Errno.EIO | Errno.EMFILE | Errno.ENFILE>
+  /** Has the device let go of the rings. Does nothing where it was not started or the connection is lost. */
+  readonly stop: Effect.Effect<void>
+  /** Emits when the device says that its configuration has changed. */
+  readonly configChanged: Stream.Stream<void>
+  /** Done once the connection is lost, with the reason. */
+  readonly lost: Deferred.Deferred<ConnectionError>
+}
+
+/**
+ * How a virtio device is reached.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Recipe {
+  /** The driver that uses this transport (property `driver`). */
+  readonly driver: DriverName
+  /** Socket, character device or sysfs directory (property `path`); empty where a descriptor stands for it. */
+  readonly path: string
+  /** The descriptor that stands for the path (property `fd`); -1 where there is none. */
+  readonly fd: number
+  /** Connects to the device. */
+  readonly connect: Effect.Effect<Connection, ConnectError, Scope.Scope>
+}
+
+/**
+ * The transport as a service.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Transport extends Context.Service<Transport, Recipe>()("effect-blkio/Transport") {}
