@@ -1,0 +1,289 @@
+/**
+ * Requests in, completions out: the common part of `IoQueue.process` and of `submit` and `completions` by hand.
+ *
+ * What is in flight is bounded by the ring; what is answered but not yet taken is bounded too, since no more than a ring's
+ * worth may be unread before further submissions wait. So at most twice the ring's size exists at any time.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Errno from "../Errno.ts"
+import type { DeviceFailure, Owner, QueueEngine, RequestFailure, Waiter } from "./QueueEngine.ts"
+import type { Request } from "./Request.ts"
+
+/**
+ * How a request ended: `error` is undefined where it succeeded.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Completion<out R extends Request> {
+  /** The request, the very object that was submitted. */
+  readonly request: R
+  readonly error: RequestFailure | undefined
+}
+
+/**
+ * How many completions to take, and how long to wait for them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CompletionsOptions {
+  /** Wait until there are this many. Default 1; 0 takes what is there. */
+  readonly min?: number
+  /** Take no more than this many. Default: all there are. */
+  readonly max?: number
+  /** Fail with ETIME where `min` are not there in time. Default: wait as long as the device lives. */
+  readonly timeout?: Duration.Input
+}
+
+type NonEmpty<A> = readonly [A, ...Array<A>]
+type Resume = (exit: Exit.Exit<void, DeviceFailure>) => void
+
+/** Requests of one submitter or of several, and their completions until they are taken. @internal */
+export class CompletionSession<R extends Request> implements Owner {
+  readonly #engine: QueueEngine
+  #ready: Array<Completion<R>> = []
+  #inFlight = 0
+  #waitingRequests = 0
+  /** Those who wait for completions to be taken before they submit more. */
+  readonly #unread = new Set<() => void>()
+  /** Those who wait for completions. */
+  readonly #readers = new Set<() => void>()
+  #wakeIsDue = false
+  #end: Exit.Exit<never, unknown> | undefined
+  /** Why the device took requests with it. */
+  #lost: DeviceFailure | undefined
+
+  constructor(engine: QueueEngine) {
+    this.#engine = engine
+  }
+
+  /** Whether completions wait to be taken. */
+  get hasCompletions(): boolean {
+    return this.#ready.length > 0
+  }
+
+  submit(requests: ReadonlyArray<R>): Effect.Effect<void, DeviceFailure> {
+    return Effect.suspend(() => {
+      if (this.#engine.failure !== undefined) return Exit.fail(this.#engine.failure)
+      const batch = new Batch(this, requests)
+      batch.advance()
+      return batch.isDone ? Exit.void : this.#submitRest(batch)
+    })
+  }
+
+  #submitRest(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
+    return Effect.whileLoop({
+      while: () => !batch.isDone,
+      body: () => this.#waitForRoom(batch),
+      step: () => batch.advance()
+    }).pipe(Effect.onExit(() => Effect.sync(() => batch.abandon())))
+  }
+
+  #waitForRoom(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
+    return Effect.callback((resume: Resume) => {
+      if (this.#engine.failure !== undefined) return resume(Exit.fail(this.#engine.failure))
+      if (this.isFull) {
+        const proceed = () => resume(Exit.void)
+        this.#unread.add(proceed)
+        return Effect.sync(() => this.#unread.delete(proceed))
+      }
+      const waiter: Waiter = {
+        place: () => batch.place(),
+        placed: () => resume(Exit.void),
+        refused: (failure) => resume(Exit.fail(failure))
+      }
+      this.#engine.join(waiter)
+      return Effect.sync(() => this.#engine.leave(waiter))
+    })
+  }
+
+  /** Submits one request; answers whether there was room. */
+  offer(request: R): boolean {
+    const wrong = this.#engine.check(request)
+    if (wrong !== undefined || (request._tag === "flush" && !this.#engine.rules.canFlush)) {
+      this.#add(request, wrong)
+      this.#engine.signalForeign()
+      return true
+    }
+    this.#inFlight++
+    const isTaken = this.#engine.submit(request, this)
+    if (!isTaken) this.#inFlight--
+    return isTaken
+  }
+
+  /** Whether as many completions wait to be taken as the ring has places. */
+  get isFull(): boolean {
+    return this.#ready.length >= this.#engine.size
+  }
+
+  /** Whether submitters must join the engine's line. */
+  get isContended(): boolean {
+    return this.#engine.isContended
+  }
+
+  /** Counts requests whose submitter waits. */
+  countWaiting(difference: number): void {
+    this.#waitingRequests += difference
+  }
+
+  completed(request: Request, failure: RequestFailure | undefined): void {
+    this.#inFlight--
+    if (failure !== undefined && failure === this.#engine.failure) {
+      this.#lost = this.#engine.failure
+      this.#wakeReaders()
+    } else {
+      // The engine gives back the object it was given, which was an R.
+      this.#add(request as R, failure)
+    }
+  }
+
+  #add(request: R, error: RequestFailure | undefined): void {
+    this.#ready.push({ request, error })
+    this.#wakeReaders()
+  }
+
+  /** Wakes those who wait for completions, once per batch. */
+  #wakeReaders(): void {
+    if (this.#wakeIsDue) return
+    this.#wakeIsDue = true
+    this.#engine.afterBatch(() => {
+      this.#wakeIsDue = false
+      for (const reader of Array.from(this.#readers)) reader()
+    })
+  }
+
+  /** Records how the requests ended: no more will come. */
+  end(exit: Exit.Exit<never, unknown>): void {
+    this.#end = exit
+    this.#wakeReaders()
+  }
+
+  #take(max: number): ReadonlyArray<Completion<R>> {
+    const taken = max >= this.#ready.length ? this.#ready : this.#ready.splice(0, max)
+    if (taken === this.#ready) this.#ready = []
+    if (this.#unread.size > 0) {
+      const proceed = [...this.#unread]
+      this.#unread.clear()
+      for (const resume of proceed) resume()
+    }
+    return taken
+  }
+
+  /** The pull of a stream of completions; `E` is what {@link end} may carry. */
+  pull<E>(): Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> {
+    const once: Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> = Effect.suspend(() => {
+      // Not empty, as its length was looked at.
+      if (this.#ready.length > 0) return Exit.succeed(this.#take(Infinity) as NonEmpty<Completion<R>>)
+      if (this.#inFlight === 0) {
+        if (this.#lost !== undefined) return Exit.fail(this.#lost)
+        if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
+      }
+      return Effect.andThen(this.#wait, once)
+    })
+    return once
+  }
+
+  /** Waits until something has happened that a reader may want to see. */
+  readonly #wait: Effect.Effect<void> = Effect.callback((resume) => {
+    const reader = () => {
+      this.#readers.delete(reader)
+      resume(Exit.void)
+    }
+    this.#readers.add(reader)
+    return Effect.sync(() => this.#readers.delete(reader))
+  })
+
+  /** Waits until the device has let go of every request. */
+  readonly drained: Effect.Effect<void> = Effect.whileLoop({
+    while: () => this.#inFlight > 0,
+    body: () => this.#wait,
+    step: () => {}
+  })
+
+  completions(
+    options: CompletionsOptions
+  ): Effect.Effect<ReadonlyArray<Completion<R>>, Errno.EINVAL | Errno.ETIME | DeviceFailure> {
+    const { max = Infinity, min = Math.min(1, max), timeout } = options
+    const refuse = (detail: string) => Exit.fail(new Errno.EINVAL({ operation: "completions", detail }))
+    const take = (): Exit.Exit<ReadonlyArray<Completion<R>>, Errno.ETIME | DeviceFailure> => {
+      if (this.#ready.length >= min) return Exit.succeed(this.#take(max))
+      if (this.#engine.failure !== undefined && this.#inFlight === 0) return Exit.fail(this.#engine.failure)
+      const detail = `${this.#ready.length} of ${min} came in time`
+      return Exit.fail(new Errno.ETIME({ operation: "completions", detail }))
+    }
+    return Effect.suspend((): Effect.Effect<
+      ReadonlyArray<Completion<R>>,
+      Errno.EINVAL | Errno.ETIME | DeviceFailure
+    > => {
+      if (!Number.isInteger(min) || min < 0) return refuse(`min ${min} must be a whole number, 0 or more`)
+      if (max !== Infinity && (!Number.isInteger(max) || max < 0)) {
+        return refuse(`max ${max} must be a whole number, 0 or more`)
+      }
+      if (min > max) return refuse(`min ${min} must not exceed max ${max}`)
+      const outstanding = this.#inFlight + this.#ready.length + this.#waitingRequests
+      if (min > outstanding && this.#engine.failure === undefined) {
+        return refuse(`min ${min} must not exceed the ${outstanding} requests outstanding`)
+      }
+      this.#engine.look()
+      if (this.#ready.length >= min || this.#engine.failure !== undefined && this.#inFlight === 0) return take()
+      const wait = this.#waitFor(min)
+      return Effect.andThen(timeout === undefined ? wait : Effect.timeoutOption(wait, timeout), Effect.suspend(take))
+    })
+  }
+
+  /** Waits until `min` completions are there, or no more will come. */
+  #waitFor(min: number): Effect.Effect<void> {
+    const isWanting = () => this.#ready.length < min && (this.#engine.failure === undefined || this.#inFlight > 0)
+    return Effect.acquireUseRelease(
+      Effect.sync(() => this.#engine.retain()),
+      () => Effect.whileLoop({ while: isWanting, body: () => this.#wait, step: () => {} }),
+      () => Effect.sync(() => this.#engine.release())
+    )
+  }
+}
+
+/** The requests of one call, and how far they have been submitted. */
+class Batch<R extends Request> {
+  readonly #session: CompletionSession<R>
+  readonly #requests: ReadonlyArray<R>
+  #at = 0
+
+  constructor(session: CompletionSession<R>, requests: ReadonlyArray<R>) {
+    this.#session = session
+    this.#requests = requests
+    session.countWaiting(requests.length)
+  }
+
+  get isDone(): boolean {
+    return this.#at >= this.#requests.length
+  }
+
+  /** Submits what may be submitted without waiting in line. */
+  advance(): void {
+    if (!this.#session.isContended) this.place()
+  }
+
+  /** Submits what fits; answers false where it is the ring that has no room. */
+  place(): boolean {
+    const from = this.#at
+    let hasRoom = true
+    while (hasRoom && this.#at < this.#requests.length && !this.#session.isFull) {
+      const request = this.#requests[this.#at]
+      hasRoom = request === undefined || this.#session.offer(request)
+      if (hasRoom) this.#at++
+    }
+    this.#session.countWaiting(from - this.#at)
+    return hasRoom
+  }
+
+  /** Gives up what was not submitted. */
+  abandon(): void {
+    this.#session.countWaiting(this.#at - this.#requests.length)
+    this.#at = this.#requests.length
+  }
+}

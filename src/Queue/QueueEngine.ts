@@ -1,0 +1,528 @@
+/**
+ * The engine of one queue: requests go into its ring, what the device answered goes to whoever asked, and one loop decides
+ * how to wait for it. No Effect inside; `IoQueue` is its surface.
+ *
+ * ```
+ * submit ──► ring ──► publish, notify (once per batch)
+ *   │ full                                    ▲
+ *   ▼                                         │ run: an immediate, or the microtask that follows a submission
+ * waiting line (FIFO) ◄── slots freed ── reap ┘──► owners
+ * ```
+ *
+ * Re-entrancy is the rule: an owner that hears of a completion submits its next request on the same stack. So a look at
+ * the ring first takes all completions and frees their slots, then serves the waiting line, and calls owners last.
+ *
+ * The three ways to wait differ in one place, at the end of {@link QueueEngine.#run}: an event queue asks for a signal and
+ * sleeps, a poll queue comes back on the next turn of the event loop, and an adaptive one looks for a bounded time and
+ * sleeps then.
+ *
+ * @since 0.1.0
+ */
+import * as Errno from "../Errno.ts"
+import type { AddressSpace } from "../Memory/AddressSpace.ts"
+import * as Libc from "../Native/Libc.ts"
+import * as Poll from "../Native/Poll.ts"
+import { RequestType, SECTOR_BYTES, Status, WRITE_ZEROES_UNMAP } from "../Wire/VirtioBlk.ts"
+import * as Request from "./Request.ts"
+import { slotOf, type SplitRing, statusOf } from "./SplitRing.ts"
+
+/**
+ * How a queue waits for completions: asleep until the device signals, looking at the ring all the time, or looking for a
+ * bounded time before it sleeps.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Waiting = "event" | "poll" | "adaptive"
+
+/**
+ * Why a queue answers no request any more, and each one in flight failed: the backend is gone (ENOTCONN), silent
+ * (ETIMEDOUT) or broken (EPROTO), the disk behind it was removed or there is no such queue (ENODEV), or the device was
+ * closed (ESHUTDOWN).
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type DeviceFailure = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO | Errno.ENODEV | Errno.ESHUTDOWN
+
+/**
+ * Why a single request failed.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type RequestFailure = Request.InvalidRequest | Errno.EIO | DeviceFailure
+
+/** Whoever submitted a request hears of its end here, once. May submit again at once; must not throw. */
+export interface Owner {
+  readonly completed: (request: Request.Request, failure: RequestFailure | undefined) => void
+}
+
+/** A place in the line of those who wait for room in the ring. Must not throw. */
+export interface Waiter {
+  /** Submits what fits; answers whether everything did, and the place is given up. */
+  readonly place: () => boolean
+  /** Called after `place` answered true, when others may be resumed. */
+  readonly placed: () => void
+  /** Called instead when the device is gone or closing. */
+  readonly refused: (failure: DeviceFailure) => void
+}
+
+/** What a queue engine works with. */
+export interface EngineOptions {
+  readonly index: number
+  readonly waiting: Waiting
+  readonly ring: SplitRing
+  readonly rules: Request.DeviceRules
+  readonly memory: AddressSpace
+  /** Notifies the device; answers 0 or an errno. */
+  readonly notify: () => number
+  /** The event counter that the device signals. */
+  readonly completionFd: number
+  /** Hears that the device broke the protocol on this queue. */
+  readonly onFault: (failure: Errno.EPROTO) => void
+}
+
+/** How long an adaptive queue looks at the ring before it sleeps. Waking a sleeper costs 3 to 50 µs. */
+const LOOK_AGAIN_MS = 0.02
+/** The share of wall time that adaptive queues may spend on looking in vain, and how much of it can be saved up. */
+const LOOK_SHARE = 0.15
+const LOOK_SAVINGS_MS = 1
+/** How long a poll queue looks at the ring before it gives the event loop a turn. */
+const POLL_SLICE_MS = 0.05
+/** How long a busy queue keeps the event loop to itself. */
+const BUSY_SLICE_MS = 0.5
+/** Looks at the ring between two looks at the clock, which costs more. */
+const LOOKS_PER_CLOCK = 32
+
+/** The engine of one queue. */
+export class QueueEngine {
+  readonly index: number
+  readonly waiting: Waiting
+  readonly rules: Request.DeviceRules
+  readonly size: number
+  readonly completionFd: number
+  /** Why the queue takes no requests; set once. */
+  failure: DeviceFailure | undefined
+  /** Counts every submission to an idle ring and every completion: stands still only while the device is silent. */
+  progress = 0
+  /** The errno of the last notification if it failed, else 0. */
+  notifyErrno = 0
+
+  readonly #ring: SplitRing
+  readonly #memory: AddressSpace
+  readonly #notify: () => number
+  readonly #onFault: (failure: Errno.EPROTO) => void
+  readonly #requests: Array<Request.Request | undefined>
+  readonly #owners: Array<Owner | undefined>
+  readonly #flushAfter: Uint8Array
+  readonly #reaped: Uint32Array
+  // The requests that ended in the current look, kept while their slots are in use again.
+  readonly #endedRequests: Array<Request.Request | undefined>
+  readonly #endedOwners: Array<Owner | undefined>
+  readonly #addresses: Array<number> = []
+  readonly #lengths: Array<number> = []
+  readonly #line = new Set<Waiter>()
+  readonly #conditions = new Map<() => void, () => boolean>()
+  #after: Array<() => void> = []
+  #watch: Poll.Watch | undefined
+  #running = false
+  #microtask = false
+  #immediate: NodeJS.Immediate | undefined
+  #submitted = 0
+  #savings = LOOK_SAVINGS_MS
+  #savedAt = 0
+  #foreign = false
+  #awaited = 0
+  #hasFailed = false
+
+  constructor(options: EngineOptions) {
+    const { queueSize } = options.ring
+    this.index = options.index
+    this.waiting = options.waiting
+    this.rules = options.rules
+    this.size = queueSize
+    this.completionFd = options.completionFd
+    this.#ring = options.ring
+    this.#memory = options.memory
+    this.#notify = options.notify
+    this.#onFault = options.onFault
+    this.#requests = new Array<undefined>(queueSize).fill(undefined)
+    this.#owners = new Array<undefined>(queueSize).fill(undefined)
+    this.#flushAfter = new Uint8Array(queueSize)
+    this.#reaped = new Uint32Array(queueSize)
+    this.#endedRequests = new Array<undefined>(queueSize).fill(undefined)
+    this.#endedOwners = new Array<undefined>(queueSize).fill(undefined)
+    if (options.waiting !== "poll") this.#watch = Poll.watch(options.completionFd, { readable: true }, this.#onSignal)
+  }
+
+  /** Requests the device has not answered. */
+  get outstanding(): number {
+    return this.#ring.fault === undefined ? this.#ring.outstanding : 0
+  }
+
+  /** Tells what is wrong with a request, if anything. */
+  check(request: Request.Request): Request.InvalidRequest | undefined {
+    return Request.check(request, this.rules, this.#memory)
+  }
+
+  /** Whether somebody waits in line, so that whoever comes now must {@link join} it. */
+  get isContended(): boolean {
+    return this.#line.size > 0
+  }
+
+  /**
+   * Takes a request that was checked, for a caller who may go first: while the queue is not {@link isContended}, or a
+   * {@link Waiter} in its turn. Answers false where the ring is full. The device is notified when the batch is over.
+   */
+  submit(request: Request.Request, owner: Owner): boolean {
+    if (!this.#ring.fits(segmentsOf(request))) return false
+    if (this.#ring.outstanding === 0) this.progress++
+    const slot = this.#put(request)
+    if (slot < 0) {
+      owner.completed(request, Request.unmapped(request))
+      return true
+    }
+    const { canFlush, writeCache } = this.rules
+    const fua = ((request.flags ?? 0) & Request.RequestFlag.FUA) !== 0
+    this.#flushAfter[slot] = fua && canFlush && writeCache ? 1 : 0
+    this.#requests[slot] = request
+    this.#owners[slot] = owner
+    this.#submitted++
+    this.wake()
+    return true
+  }
+
+  /** Joins the line of those who wait for room. */
+  join(waiter: Waiter): void {
+    this.#line.add(waiter)
+  }
+
+  /** Leaves that line, since whoever is next may fit where the leaver did not; answers false for who is not in it. */
+  leave(waiter: Waiter): boolean {
+    const wasWaiting = this.#line.delete(waiter)
+    if (wasWaiting) this.wake()
+    return wasWaiting
+  }
+
+  /** Has the loop run soon: after the current batch of submissions, or in its turn where it is running. */
+  wake(): void {
+    if (this.#running || this.#microtask) return
+    this.#microtask = true
+    queueMicrotask(this.#onMicrotask)
+  }
+
+  /** Looks at the ring now, as far as the caller's stack allows. */
+  look(): void {
+    if (!this.#running) this.#run()
+  }
+
+  /** Calls `callback` once after the current batch of completions, or soon. */
+  afterBatch(callback: () => void): void {
+    this.#after.push(callback)
+    this.wake()
+  }
+
+  /**
+   * Calls `callback` once `condition` holds, which is looked at whenever requests have ended; answers how to stop waiting.
+   */
+  when(condition: () => boolean, callback: () => void): () => void {
+    if (condition()) callback()
+    else this.#conditions.set(callback, condition)
+    return () => this.#conditions.delete(callback)
+  }
+
+  /** Tells whether a request in flight uses memory of `buffer`. */
+  uses(buffer: ArrayBufferLike): boolean {
+    return this.#requests.some((request) =>
+      request !== undefined
+      && ("buffer" in request
+        ? request.buffer.buffer === buffer
+        : "buffers" in request && request.buffers.some((segment) => segment.buffer === buffer))
+    )
+  }
+
+  /**
+   * Leaves the completion descriptor's signals to a foreign event loop, or takes them back. While they are left to it, the
+   * engine sleeps whenever nobody awaits anything here, and looks at the ring when it is told to.
+   */
+  setForeign(foreign: boolean): void {
+    this.#foreign = foreign
+    this.#changeWatch()
+    this.wake()
+  }
+
+  /** Tells that somebody awaits a completion here and not in a foreign loop, until {@link release}. */
+  retain(): void {
+    if (this.#awaited++ === 0 && this.#foreign) this.#changeWatch()
+  }
+
+  /** Ends a {@link retain}. */
+  release(): void {
+    if (--this.#awaited === 0 && this.#foreign) this.#changeWatch()
+  }
+
+  /** Signals the foreign event loop that something is to be had although the device did nothing. */
+  signalForeign(): void {
+    if (this.#foreign) Libc.signalEventFd(this.completionFd)
+  }
+
+  /** Refuses new requests and whoever waits in line; what is in flight goes on. */
+  refuse(failure: DeviceFailure): void {
+    this.failure ??= failure
+    const waiters = [...this.#line]
+    this.#line.clear()
+    for (const waiter of waiters) waiter.refused(failure)
+  }
+
+  /** Gives the device up: everything in flight fails with `failure`, and the ring is not looked at again. */
+  fail(failure: DeviceFailure): void {
+    if (this.#hasFailed) return
+    this.#hasFailed = true
+    this.#ring.fault ??= failure.message
+    this.failure = failure
+    this.refuse(failure)
+    const requests = this.#requests.splice(0)
+    const owners = this.#owners.splice(0)
+    for (const [slot, owner] of owners.entries()) {
+      const request = requests[slot]
+      if (owner !== undefined && request !== undefined) owner.completed(request, failure)
+    }
+    this.#callAfter()
+    this.#checkConditions()
+    this.stop()
+  }
+
+  /** Ends the engine's share of the event loop. */
+  stop(): void {
+    clearImmediate(this.#immediate)
+    this.#immediate = undefined
+    this.#watch?.close()
+    this.#watch = undefined
+  }
+
+  #changeWatch(): void {
+    this.#watch?.change({ readable: !this.#foreign || this.#awaited > 0 })
+  }
+
+  readonly #onSignal = (): void => {
+    Libc.drainEventFd(this.completionFd)
+    this.#runNextTurn()
+  }
+
+  readonly #onMicrotask = (): void => {
+    this.#microtask = false
+    this.look()
+  }
+
+  readonly #onImmediate = (): void => {
+    this.#immediate = undefined
+    this.look()
+  }
+
+  #runNextTurn(): void {
+    this.#immediate ??= setImmediate(this.#onImmediate)
+  }
+
+  /** Reaps, notifies, and waits in the queue's way. */
+  #run(): void {
+    this.#running = true
+    this.#callAfter()
+    if (this.#ring.fault === undefined) this.#loop()
+    this.#running = false
+  }
+
+  #loop(): void {
+    this.#ring.disarm()
+    const began = performance.now()
+    for (;;) {
+      const before = this.#submitted
+      const reaped = this.#reap()
+      this.#publish()
+      if (this.#ring.fault !== undefined) break
+      if (this.#ring.outstanding === 0) break
+      // Those who took completions and gave nothing back need the event loop for it.
+      const stalled = reaped > 0 && this.#submitted === before
+      if (this.waiting === "event" || this.#foreign) {
+        if (!this.#ring.arm()) break
+      } else if (!stalled && this.#find()) {
+        if (performance.now() - began < BUSY_SLICE_MS) continue
+      } else if (this.waiting === "adaptive" && !this.#ring.arm()) {
+        break
+      }
+      if (this.waiting === "event" && performance.now() - began < BUSY_SLICE_MS) continue
+      this.#runNextTurn()
+      break
+    }
+  }
+
+  /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
+  #find(): boolean {
+    if (this.#ring.pending) return true
+    const isPoll = this.waiting === "poll"
+    const began = performance.now()
+    if (!isPoll) {
+      this.#savings = Math.min(LOOK_SAVINGS_MS, this.#savings + (began - this.#savedAt) * LOOK_SHARE)
+      this.#savedAt = began
+      if (this.#savings < LOOK_AGAIN_MS) return false
+    }
+    const until = began + (isPoll ? POLL_SLICE_MS : LOOK_AGAIN_MS)
+    do {
+      for (let i = 0; i < LOOKS_PER_CLOCK; i++) if (this.#ring.pending) return true
+    } while (performance.now() < until)
+    this.#savings -= LOOK_AGAIN_MS
+    return false
+  }
+
+  /** Takes what the device answered, serves the line, tells the owners. Answers how many requests ended. */
+  #reap(): number {
+    const count = this.#ring.drain(this.#reaped)
+    if (count < 0) {
+      this.#onFault(
+        new Errno.EPROTO({ operation: "reap", queue: this.index, detail: this.#ring.fault ?? "the ring is broken" })
+      )
+      return 0
+    }
+    if (count > 0) this.progress++
+    let ended = 0
+    for (let i = 0; i < count; i++) {
+      const completion = this.#reaped[i] ?? 0
+      const slot = slotOf(completion)
+      const request = this.#requests[slot]
+      const owner = this.#owners[slot]
+      if (request === undefined || owner === undefined) continue
+      this.#requests[slot] = undefined
+      this.#owners[slot] = undefined
+      if (this.#flushAfter[slot] === 1 && statusOf(completion) === Status.OK) {
+        this.#flushForFua(request, owner)
+        continue
+      }
+      this.#reaped[ended] = completion
+      this.#endedRequests[ended] = request
+      this.#endedOwners[ended++] = owner
+    }
+    this.#serveLine()
+    for (let i = 0; i < ended; i++) {
+      const request = this.#endedRequests[i]
+      const owner = this.#endedOwners[i]
+      if (request === undefined || owner === undefined) continue
+      this.#endedRequests[i] = undefined
+      this.#endedOwners[i] = undefined
+      const status = statusOf(this.#reaped[i] ?? 0)
+      owner.completed(request, status === Status.OK ? undefined : this.#failureOf(request, status))
+    }
+    this.#callAfter()
+    if (count > 0 && this.#conditions.size > 0) this.#checkConditions()
+    return ended
+  }
+
+  /** Follows a write by the flush that makes it stable; the completed write has left room for it. */
+  #flushForFua(request: Request.Request, owner: Owner): void {
+    const slot = this.#ring.putFlush()
+    this.#flushAfter[slot] = 0
+    this.#requests[slot] = request
+    this.#owners[slot] = owner
+  }
+
+  #serveLine(): void {
+    while (this.#line.size > 0) {
+      const [first] = this.#line
+      if (first === undefined || !first.place()) return
+      this.#line.delete(first)
+      first.placed()
+    }
+  }
+
+  #publish(): void {
+    this.#ring.publish()
+    if (!this.#ring.notificationDue()) return
+    this.notifyErrno = this.#notify()
+    if (this.notifyErrno === 0) this.#ring.notified()
+  }
+
+  #callAfter(): void {
+    if (this.#after.length === 0) return
+    const callbacks = this.#after
+    this.#after = []
+    for (const callback of callbacks) callback()
+  }
+
+  #checkConditions(): void {
+    for (const [callback, condition] of Array.from(this.#conditions)) {
+      if (condition() && this.#conditions.delete(callback)) callback()
+    }
+  }
+
+  #failureOf(request: Request.Request, status: number): RequestFailure {
+    const described = { ...Request.describe(request), queue: this.index }
+    switch (status) {
+      case Status.IOERR:
+        return new Errno.EIO({ ...described, detail: "the device reported an I/O error" })
+      case Status.UNSUPP:
+        return new Errno.ENOTSUP({ ...described, detail: "the device does not support the request" })
+      case Status.UNWRITTEN:
+        return new Errno.EPROTO({ ...described, detail: "the device completed the request without a status" })
+      default:
+        return new Errno.EPROTO({ ...described, detail: `the device gave the unknown status ${status}` })
+    }
+  }
+
+  /** Puts a request into the ring; -1 where its memory was unmapped since it was checked. */
+  #put(request: Request.Request): number {
+    switch (request._tag) {
+      case "read":
+      case "write": {
+        const address = this.#memory.translate(request.buffer)
+        if (address < 0) return -1
+        const type = request._tag === "read" ? RequestType.IN : RequestType.OUT
+        return this.#ring.put(type, request.offset / SECTOR_BYTES, address, request.buffer.length)
+      }
+      case "readv":
+      case "writev": {
+        let count = 0
+        for (const buffer of request.buffers) {
+          if (buffer.length === 0) continue
+          const address = this.#memory.translate(buffer)
+          if (address < 0) return -1
+          this.#addresses[count] = address
+          this.#lengths[count++] = buffer.length
+        }
+        const type = request._tag === "readv" ? RequestType.IN : RequestType.OUT
+        return this.#ring.putSegments(type, request.offset / SECTOR_BYTES, this.#addresses, this.#lengths, count)
+      }
+      case "discard":
+        return this.#ring.putRange(
+          RequestType.DISCARD,
+          request.offset / SECTOR_BYTES,
+          request.length / SECTOR_BYTES,
+          0
+        )
+      case "writeZeroes": {
+        const unmap = this.rules.mayUnmap && ((request.flags ?? 0) & Request.RequestFlag.NO_UNMAP) === 0
+        return this.#ring.putRange(
+          RequestType.WRITE_ZEROES,
+          request.offset / SECTOR_BYTES,
+          request.length / SECTOR_BYTES,
+          unmap ? WRITE_ZEROES_UNMAP : 0
+        )
+      }
+      case "flush":
+        return this.#ring.putFlush()
+    }
+  }
+}
+
+const segmentsOf = (request: Request.Request): number => {
+  switch (request._tag) {
+    case "flush":
+      return 0
+    case "readv":
+    case "writev": {
+      let count = 0
+      for (const buffer of request.buffers) if (buffer.length > 0) count++
+      return count
+    }
+    default:
+      return 1
+  }
+}

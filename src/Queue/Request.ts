@@ -1,0 +1,331 @@
+/**
+ * The requests a queue takes, and the rules they must keep before they come near the ring.
+ *
+ * A request is a plain object. A caller may use a larger one (an object with fields of its own that satisfies the
+ * interface): its completion holds the very same object, so these fields serve as user data.
+ *
+ * @since 0.1.0
+ */
+import * as Errno from "../Errno.ts"
+import type { AddressSpace } from "../Memory/AddressSpace.ts"
+import { SECTOR_BYTES } from "../Wire/VirtioBlk.ts"
+
+/**
+ * Flags of a request, in libblkio's numbers. `FUA`: completed only once the data is stable (write, writev, writeZeroes).
+ * `NO_UNMAP`: zeroed blocks stay allocated (writeZeroes). `NO_FALLBACK`: fail instead of writing zeroes the slow way
+ * (writeZeroes; a queue has no slow way, so there the flag changes nothing).
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const RequestFlag = { FUA: 1, NO_UNMAP: 2, NO_FALLBACK: 4 } as const
+
+/**
+ * Reads from `offset` (bytes) into `buffer`, which lies in a mapped region.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Read {
+  readonly _tag: "read"
+  readonly offset: number
+  readonly buffer: Uint8Array
+  readonly flags?: number
+}
+
+/**
+ * Writes `buffer`, which lies in a mapped region, to `offset` (bytes). Flags: FUA.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Write {
+  readonly _tag: "write"
+  readonly offset: number
+  readonly buffer: Uint8Array
+  readonly flags?: number
+}
+
+/**
+ * Reads from `offset` (bytes) into several buffers, one after another; empty ones are skipped.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Readv {
+  readonly _tag: "readv"
+  readonly offset: number
+  readonly buffers: ReadonlyArray<Uint8Array>
+  readonly flags?: number
+}
+
+/**
+ * Writes several buffers to `offset` (bytes), one after another; empty ones are skipped. Flags: FUA.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Writev {
+  readonly _tag: "writev"
+  readonly offset: number
+  readonly buffers: ReadonlyArray<Uint8Array>
+  readonly flags?: number
+}
+
+/**
+ * Makes `length` bytes from `offset` read as zeroes. Flags: FUA, NO_UNMAP, NO_FALLBACK.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WriteZeroes {
+  readonly _tag: "writeZeroes"
+  readonly offset: number
+  readonly length: number
+  readonly flags?: number
+}
+
+/**
+ * Tells the device that `length` bytes from `offset` are no longer needed; what they read as afterwards is undefined.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Discard {
+  readonly _tag: "discard"
+  readonly offset: number
+  readonly length: number
+  readonly flags?: number
+}
+
+/**
+ * Makes every write that completed before it was submitted stable.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Flush {
+  readonly _tag: "flush"
+  readonly flags?: number
+}
+
+/**
+ * Any request.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Request = Read | Write | Readv | Writev | WriteZeroes | Discard | Flush
+
+/**
+ * What is wrong with a request before it is queued.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type InvalidRequest = Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EFAULT
+
+/**
+ * What the started device allows. Capacity and write cache follow the device's configuration.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceRules {
+  /** Bytes. */
+  readonly capacity: number
+  readonly requestAlignment: number
+  readonly readOnly: boolean
+  readonly canFlush: boolean
+  readonly canDiscard: boolean
+  readonly canWriteZeroes: boolean
+  readonly mayUnmap: boolean
+  /** The device caches writes, so that FUA takes a flush. */
+  readonly writeCache: boolean
+  /** Bytes of one request; 0 means unspecified, as in the limits below. */
+  readonly maxTransfer: number
+  readonly maxSegmentLength: number
+  readonly maxSegments: number
+  readonly maxDiscardLength: number
+  readonly maxWriteZeroesLength: number
+}
+
+const { FUA, NO_FALLBACK, NO_UNMAP } = RequestFlag
+
+const allowedFlags: Record<Request["_tag"], number> = {
+  read: 0,
+  readv: 0,
+  write: FUA,
+  writev: FUA,
+  writeZeroes: FUA | NO_UNMAP | NO_FALLBACK,
+  discard: 0,
+  flush: 0
+}
+
+/** A range's sector count travels in 32 bits (virtio 1.2 §5.2.6), a segment's length in 32 bits too (§2.7.5). */
+const MAX_UINT32 = 2 ** 32 - 1
+
+/** How many bytes of the disk a request covers. */
+export const lengthOf = (request: Request): number => {
+  switch (request._tag) {
+    case "read":
+    case "write":
+      return request.buffer.length
+    case "readv":
+    case "writev":
+      return request.buffers.reduce((sum, buffer) => sum + buffer.length, 0)
+    case "writeZeroes":
+    case "discard":
+      return request.length
+    case "flush":
+      return 0
+  }
+}
+
+/** The fields by which an error names a request. */
+export const describe = (request: Request): { operation: string; offset?: number; length?: number } =>
+  request._tag === "flush"
+    ? { operation: "flush" }
+    : { operation: request._tag, offset: request.offset, length: lengthOf(request) }
+
+/**
+ * Tells what is wrong with a request, if anything; the first rule that it breaks decides, in the order: flags, feature,
+ * start, read-only, length, capacity, limits, segments, memory. Nothing is thrown, and a request that passes allocates
+ * nothing.
+ */
+export const check = (
+  request: Request,
+  rules: DeviceRules,
+  memory: AddressSpace
+): InvalidRequest | undefined => {
+  const { flags = 0 } = request
+  if ((flags & ~allowedFlags[request._tag]) !== 0 || !Number.isInteger(flags)) return flagsError(request, flags)
+  switch (request._tag) {
+    case "flush":
+      return undefined
+    case "read":
+    case "write": {
+      const { buffer } = request
+      return checkRange(request, buffer.length, request._tag === "write", rules)
+        ?? checkTransfer(request, buffer.length, rules)
+        ?? checkSegment(request, buffer, rules, memory)
+    }
+    case "readv":
+    case "writev":
+      return checkVector(request, rules, memory)
+    case "discard":
+      if (!rules.canDiscard) return unsupported(request, "DISCARD")
+      return checkRange(request, request.length, true, rules)
+        ?? checkRangeLimit(request, rules.maxDiscardLength, "max-discard-len")
+    case "writeZeroes":
+      if (!rules.canWriteZeroes) return unsupported(request, "WRITE_ZEROES")
+      return checkRange(request, request.length, true, rules)
+        ?? checkRangeLimit(request, rules.maxWriteZeroesLength, "max-write-zeroes-len")
+  }
+}
+
+const invalid = (request: Request, detail: string): Errno.EINVAL => new Errno.EINVAL({ ...describe(request), detail })
+
+const flagsError = (request: Request, flags: number): Errno.EINVAL => {
+  const named = Object.entries(RequestFlag).find(([, bit]) => (flags & bit & ~allowedFlags[request._tag]) !== 0)
+  const known = FUA | NO_UNMAP | NO_FALLBACK
+  return invalid(
+    request,
+    (flags & ~known) !== 0 || named === undefined
+      ? `flags ${flags} contain unsupported bits`
+      : `flag ${named[0]} is not valid for ${request._tag}`
+  )
+}
+
+const unsupported = (request: Request, feature: string): Errno.ENOTSUP =>
+  new Errno.ENOTSUP({ ...describe(request), detail: `the device does not offer ${feature}` })
+
+const checkRange = (
+  request: Exclude<Request, Flush>,
+  length: number,
+  writes: boolean,
+  rules: DeviceRules
+): InvalidRequest | undefined => {
+  const { offset } = request
+  const { capacity, readOnly, requestAlignment } = rules
+  const isRange = request._tag === "discard" || request._tag === "writeZeroes"
+  // A remainder is NaN for NaN and for infinities, and fractional for fractions: none of them equals 0.
+  if (offset % requestAlignment !== 0 || offset < 0) {
+    return invalid(request, `offset must be a multiple of request-alignment ${requestAlignment}`)
+  }
+  if (isRange && length % requestAlignment !== 0) {
+    return invalid(request, `length must be a multiple of request-alignment ${requestAlignment}`)
+  }
+  if (writes && readOnly) return new Errno.EBADF({ ...describe(request), detail: "the device was started read-only" })
+  if (length <= 0) {
+    return isReleased(request) ? unmapped(request) : invalid(request, "length must be positive")
+  }
+  if (length % requestAlignment !== 0) {
+    return invalid(request, `length must be a multiple of request-alignment ${requestAlignment}`)
+  }
+  // Subtraction, since the sum of two safe integers need not be one.
+  if (length > capacity - offset) return invalid(request, `the range must end within capacity ${capacity}`)
+  return undefined
+}
+
+/** Whether a buffer has length 0 because the region it lay in is gone. */
+const isReleased = (request: Request): boolean =>
+  "buffer" in request ? isDetached(request.buffer) : "buffers" in request && request.buffers.some(isDetached)
+
+const isDetached = ({ buffer }: Uint8Array): boolean => buffer instanceof ArrayBuffer && buffer.detached
+
+/** The error of a buffer the device cannot reach. */
+export const unmapped = (request: Request): Errno.EFAULT =>
+  new Errno.EFAULT({ ...describe(request), detail: "the buffer must lie in a mapped memory region" })
+
+const checkSegment = (
+  request: Request,
+  buffer: Uint8Array,
+  rules: DeviceRules,
+  memory: AddressSpace
+): Errno.EINVAL | Errno.EFAULT | undefined => {
+  const limit = rules.maxSegmentLength === 0 ? MAX_UINT32 : rules.maxSegmentLength
+  if (buffer.length > limit) {
+    return invalid(request, `a segment of ${buffer.length} bytes exceeds max-segment-len ${limit}`)
+  }
+  return memory.translate(buffer) < 0 ? unmapped(request) : undefined
+}
+
+const checkTransfer = (request: Request, length: number, rules: DeviceRules): Errno.EINVAL | undefined =>
+  rules.maxTransfer > 0 && length > rules.maxTransfer
+    ? invalid(request, `length exceeds max-transfer ${rules.maxTransfer}`)
+    : undefined
+
+const checkRangeLimit = (
+  request: Discard | WriteZeroes,
+  limit: number,
+  property: string
+): Errno.EINVAL | undefined => {
+  if (limit > 0 && request.length > limit) return invalid(request, `length exceeds ${property} ${limit}`)
+  if (request.length / SECTOR_BYTES > MAX_UINT32) return invalid(request, `length exceeds ${MAX_UINT32} sectors`)
+  return undefined
+}
+
+const checkVector = (
+  request: Readv | Writev,
+  rules: DeviceRules,
+  memory: AddressSpace
+): InvalidRequest | undefined => {
+  let length = 0
+  let segments = 0
+  for (const buffer of request.buffers) {
+    length += buffer.length
+    if (buffer.length > 0) segments++
+  }
+  const wrong = checkRange(request, length, request._tag === "writev", rules) ?? checkTransfer(request, length, rules)
+  if (wrong !== undefined) return wrong
+  if (segments > rules.maxSegments) {
+    return invalid(request, `${segments} segments exceed max-segments ${rules.maxSegments}`)
+  }
+  for (const buffer of request.buffers) {
+    if (buffer.length === 0) continue
+    const fault = checkSegment(request, buffer, rules, memory)
+    if (fault !== undefined) return fault
+  }
+  return undefined
+}
