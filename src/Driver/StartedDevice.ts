@@ -1,0 +1,271 @@
+/**
+ * A started device: its queues, its memory, and what ends them.
+ *
+ * Ends in one of three ways, the first of which decides: the connection is lost, or the device breaks the protocol or stays
+ * silent, and everything in flight fails with that one cause; or the Scope closes, new requests are refused, what is in
+ * flight is waited for as long as `closeTimeout` says, and fails with ESHUTDOWN then.
+ *
+ * @since 0.1.0
+ */
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as PubSub from "effect/PubSub"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as Stream from "effect/Stream"
+import * as Errno from "../Errno.ts"
+import { AddressSpace } from "../Memory/AddressSpace.ts"
+import * as MemoryRegion from "../Memory/MemoryRegion.ts"
+import type { DeviceProperties, PropertyState } from "../Properties/Properties.ts"
+import * as IoQueue from "../Queue/IoQueue.ts"
+import { type DeviceFailure, QueueEngine, type Waiting } from "../Queue/QueueEngine.ts"
+import type { DeviceRules } from "../Queue/Request.ts"
+import { ringBytes, type RingOptions, SplitRing } from "../Queue/SplitRing.ts"
+import type { Connection, ConnectionError } from "../Transport/Transport.ts"
+import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
+import { checkConfig, rulesOf } from "./Configuration.ts"
+
+/**
+ * What changed when a device's configuration did.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ConfigChange {
+  /** The disk's size now, in bytes. */
+  readonly capacity: number
+  /** Whether a write is stable only after a flush, now. */
+  readonly flushNeeded: boolean
+}
+
+/**
+ * What mapping a region may fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type MapError = Errno.EINVAL | Errno.EEXIST | Errno.ENOSPC | Errno.EIO | DeviceFailure
+
+/**
+ * What reading a device's configuration may fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type ConfigError = ConnectionError | Errno.ENODEV | Errno.EOVERFLOW | Errno.EIO
+
+/**
+ * A started device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StartedDevice {
+  readonly properties: DeviceProperties<"started">
+  /** The disk's size in bytes; follows the device's configuration. */
+  readonly capacity: number
+  /** The event queues. */
+  readonly queues: ReadonlyArray<IoQueue.IoQueue>
+  /** The poll queues. */
+  readonly pollQueues: ReadonlyArray<IoQueue.IoQueue>
+  /** The event queue of an index from 0; where there is none, one that answers ENODEV. */
+  readonly queue: (index: number) => IoQueue.IoQueue
+  /** The poll queue of an index from 0; where there is none, one that answers ENODEV. */
+  readonly pollQueue: (index: number) => IoQueue.IoQueue
+  /** Allocates `length` bytes of memory for buffers and maps it for the device, until the Scope closes. */
+  readonly allocate: (
+    length: number
+  ) => Effect.Effect<MemoryRegion.MemoryRegion, MemoryRegion.MemoryError | MapError, Scope.Scope>
+  /**
+   * Maps a region for the device. EINVAL: misaligned, released, or mapped already; EEXIST: overlaps a mapped one; ENOSPC:
+   * no slot is left.
+   */
+  readonly map: (region: MemoryRegion.MemoryRegion) => Effect.Effect<void, MapError>
+  /** Takes a region from the device, after the requests that use it have ended. Does nothing for one not mapped. */
+  readonly unmap: (region: MemoryRegion.MemoryRegion) => Effect.Effect<void>
+  /** Changes of the device's configuration, as the device tells of them or {@link StartedDevice.refresh} finds them. */
+  readonly configChanges: Stream.Stream<ConfigChange>
+  /**
+   * Reads the device's configuration now. For backends that do not tell of changes; qemu-storage-daemon 7.2 even keeps
+   * telling the old capacity.
+   */
+  readonly refresh: Effect.Effect<ConfigChange, ConfigError>
+}
+
+/** How a device is to be started. */
+export interface StartOptions {
+  readonly waiting: Exclude<Waiting, "poll">
+  readonly deviceTimeout: Duration.Duration
+  readonly closeTimeout: Duration.Duration
+}
+
+/** What starting a device's queues may fail with, once its settings were checked. */
+export type StartDeviceError = MemoryRegion.MemoryError | ConnectionError
+
+/** How often within `deviceTimeout` the watchdog looks. */
+const WATCHDOG_LOOKS = 4
+/** Subscribers to configuration changes that fall behind by more than this miss the oldest. */
+const CHANGES_KEPT = 16
+
+/** Starts a connected device's queues, as its properties say. */
+export const start = Effect.fnUntraced(function*(
+  connection: Connection,
+  properties: PropertyState,
+  options: StartOptions
+): Effect.fn.Return<StartedDevice, StartDeviceError, Scope.Scope> {
+  const features = properties.device?.features ?? 0n
+  const eventQueues = properties.value("num-queues")
+  const pollQueues = properties.value("num-poll-queues")
+  const ringOptions: RingOptions = {
+    queueSize: properties.value("queue-size"),
+    maxSegments: properties.value("max-segments"),
+    indirect: hasFeature(features, FeatureBit.INDIRECT_DESC),
+    eventIdx: hasFeature(features, FeatureBit.EVENT_IDX)
+  }
+  const bytesOfRing = ringBytes(ringOptions)
+  const memory = yield* MemoryRegion.allocate(bytesOfRing * (eventQueues + pollQueues))
+  const address = yield* connection.map(memory)
+  const rings = Array.from(
+    { length: eventQueues + pollQueues },
+    (_, i) => new SplitRing(ringOptions, { buffer: memory.bytes.buffer, offset: i * bytesOfRing, address })
+  )
+  const channels = yield* connection.start(rings)
+
+  const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
+  const space = new AddressSpace({
+    maxRegions: properties.value("max-mem-regions"),
+    alignment: properties.value("mem-region-alignment")
+  })
+  const engines = yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      const made: Array<QueueEngine> = []
+      for (const [i, ring] of rings.entries()) {
+        const channel = channels[i]
+        if (channel === undefined) continue
+        const index = i < eventQueues ? i : i - eventQueues
+        const waiting = i < eventQueues ? options.waiting : "poll"
+        made.push(new QueueEngine({ ...channel, index, waiting, ring, rules, memory: space, onFault: (e) => fail(e) }))
+      }
+      return made
+    }),
+    (made) =>
+      Effect.gen(function*() {
+        yield* close(made, options.closeTimeout)
+        yield* connection.stop
+      })
+  )
+  /** Gives the device up. */
+  const fail = (failure: DeviceFailure) => {
+    for (const engine of engines) engine.fail(failure)
+  }
+  yield* Deferred.await(connection.lost).pipe(
+    Effect.map(fail),
+    Effect.forkScoped({ startImmediately: true })
+  )
+  yield* Effect.forkScoped(watch(engines, options.deviceTimeout, fail))
+
+  const changes = yield* PubSub.sliding<ConfigChange>(CHANGES_KEPT)
+  const refresh = Effect.uninterruptible(Effect.gen(function*() {
+    const { device } = properties
+    const config = checkConfig(yield* connection.readConfig, features)
+    if ("_tag" in config) {
+      if (config._tag !== "EOVERFLOW") fail(config)
+      return yield* config
+    }
+    if (device !== undefined) properties.device = { ...device, config }
+    Object.assign(rules, rulesOf(properties))
+    const change = { capacity: rules.capacity, flushNeeded: rules.writeCache }
+    yield* PubSub.publish(changes, change)
+    return change
+  }))
+  yield* connection.configChanged.pipe(
+    // What a failed refresh means for the device is done in it; whoever asks for the next one gets its error.
+    Stream.runForEach(() => Effect.ignore(refresh)),
+    Effect.forkScoped({ startImmediately: true })
+  )
+
+  const mapping = yield* Semaphore.make(1)
+  const map = (region: MemoryRegion.MemoryRegion): Effect.Effect<void, MapError> =>
+    Effect.suspend((): Effect.Effect<void, MapError> => {
+      const wrong = engines[0]?.failure ?? space.check(region)
+      return wrong === undefined
+        ? Effect.map(connection.map(region), (base) => space.add(region, base))
+        : Exit.fail(wrong)
+    }).pipe(mapping.withPermit, Effect.uninterruptible)
+  const unmap = (region: MemoryRegion.MemoryRegion): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (!space.has(region)) return Effect.void
+      space.remove(region)
+      return Effect.andThen(until(engines, (engine) => !engine.uses(region.bytes.buffer)), connection.unmap(region))
+    }).pipe(mapping.withPermit, Effect.uninterruptible)
+
+  const surfaces = engines.map((engine) => IoQueue.fromEngine(engine, engine.index))
+  const queues = surfaces.slice(0, eventQueues)
+  const polled = surfaces.slice(eventQueues)
+  return {
+    properties: properties.in("started"),
+    get capacity() {
+      return rules.capacity
+    },
+    queues,
+    pollQueues: polled,
+    queue: (index) => queues[index] ?? IoQueue.absent("event", index, queues.length),
+    pollQueue: (index) => polled[index] ?? IoQueue.absent("poll", index, polled.length),
+    allocate: (length) =>
+      Effect.tap(
+        MemoryRegion.allocate(length),
+        (region) => Effect.acquireRelease(map(region), () => unmap(region))
+      ),
+    map,
+    unmap,
+    configChanges: Stream.fromPubSub(changes),
+    refresh
+  }
+})
+
+/** Waits until `condition` holds for every engine; each looks again whenever requests of its queue have ended. */
+const until = (
+  engines: ReadonlyArray<QueueEngine>,
+  condition: (engine: QueueEngine) => boolean
+): Effect.Effect<void> =>
+  Effect.forEach(engines, (engine) =>
+    Effect.callback<void>((resume) => {
+      const stop = engine.when(() => condition(engine), () => resume(Exit.void))
+      return Effect.sync(stop)
+    }), { discard: true })
+
+/** Refuses new requests, waits for what is in flight as long as the limit allows, and ends the engines. */
+const close = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    const failure = new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
+    for (const engine of engines) engine.refuse(failure)
+    yield* Effect.timeoutOption(Effect.interruptible(until(engines, (engine) => engine.outstanding === 0)), limit)
+    for (const engine of engines) engine.fail(failure)
+  })
+
+/** Declares the device dead once one of its queues has had requests in flight and no completion for `limit`. */
+const watch = (
+  engines: ReadonlyArray<QueueEngine>,
+  limit: Duration.Duration,
+  fail: (failure: Errno.ETIMEDOUT) => void
+): Effect.Effect<void> => {
+  if (!Duration.isFinite(limit)) return Effect.void
+  const seen = engines.map(() => ({ progress: -1, looks: 0 }))
+  const look = Effect.sync(() => {
+    for (const [i, engine] of engines.entries()) {
+      const last = seen[i]
+      if (last === undefined) continue
+      last.looks = engine.outstanding > 0 && engine.progress === last.progress ? last.looks + 1 : 0
+      last.progress = engine.progress
+      if (last.looks < WATCHDOG_LOOKS) continue
+      const notified = engine.notifyErrno === 0 ? "" : `; the last notification failed with errno ${engine.notifyErrno}`
+      const detail = `no completion for ${
+        Duration.format(limit)
+      } with ${engine.outstanding} requests in flight${notified}`
+      fail(new Errno.ETIMEDOUT({ operation: "wait", queue: engine.index, detail }))
+    }
+  })
+  return Effect.forever(Effect.andThen(Effect.sleep(Duration.divideUnsafe(limit, WATCHDOG_LOOKS)), look))
+}

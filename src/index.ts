@@ -1,0 +1,15 @@
+/**
+ * Block I/O from user space for Effect.
+ *
+ * Services are exported as themselves, so that `yield* BlockDevice` works; every other module is a namespace.
+ *
+ * @since 0.1.0
+ */
+export { BlockDevice } from "./BlockDevice.ts"
+export * as Errno from "./Errno.ts"
+export * as MemoryRegion from "./Memory/MemoryRegion.ts"
+export { Properties } from "./Properties/Properties.ts"
+export * as IoQueue from "./Queue/IoQueue.ts"
+export { Transport } from "./Transport/Transport.ts"
+export * as VhostUser from "./Transport/VhostUser.ts"
+export * as VirtioBlk from "./VirtioBlk.ts"
