@@ -1,0 +1,13 @@
+/**
+ * Tells test files, at import, whether tests on the real daemon can run: `describe.skipIf(!qsdIsHere)("…", …)`.
+ *
+ * Without qemu-storage-daemon it says so on stderr, and throws where EFFECT_BLKIO_REQUIRE_QSD=1 says that skipping is
+ * not good enough.
+ */
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { Effect } from "effect"
+import { QemuStorageDaemon } from "../../src/testing/index.ts"
+
+export const qsdIsHere: boolean = await Effect.runPromise(
+  QemuStorageDaemon.requirement.pipe(Effect.provide(NodeServices.layer))
+)
