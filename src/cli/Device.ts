@@ -1,0 +1,107 @@
+/**
+ * A DEVICE argument: `driver[,property=value…]`, for example `virtio-blk-vhost-user,path=/run/disk.sock,num-queues=4`.
+ *
+ * A comma inside a value is written twice, as in QEMU's options. `path` and `fd` say how the device is reached; any other
+ * property is set in the phase that allows it.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Errno from "../Errno.ts"
+import { describe, type DeviceProperties, type Phase, PropertyState, type SetError } from "../Properties/Properties.ts"
+import type { DriverName, Recipe } from "../Transport/Transport.ts"
+import * as VhostUser from "../Transport/VhostUser.ts"
+import * as VirtioBlk from "../VirtioBlk.ts"
+
+/** A parsed DEVICE. */
+export interface Device {
+  readonly transport: Recipe
+  readonly settings: ReadonlyArray<readonly [name: string, text: string]>
+}
+
+/** The command line says something that cannot be, whatever the device is. */
+export class UsageError extends Data.TaggedError("UsageError")<{
+  readonly reason: Exclude<SetError, Errno.ENOTTY> | Errno.EBADF
+}> {}
+
+const wrongUsage = (reason: UsageError["reason"]): UsageError => new UsageError({ reason })
+
+const TRANSPORT_PROPERTIES = ["path", "fd"]
+
+type MakeTransport = (options: ReadonlyMap<string, string>) => Effect.Effect<Recipe, Errno.EINVAL>
+
+const drivers: ReadonlyMap<string, MakeTransport> = new Map<DriverName, MakeTransport>([
+  ["virtio-blk-vhost-user", (options) => {
+    const path = options.get("path")
+    const fd = options.get("fd")
+    if (fd !== undefined && !/^\d{1,10}$/u.test(fd)) {
+      const detail = `fd = ${fd}: must be the number of an open descriptor`
+      return new Errno.EINVAL({ operation: "device", detail })
+    }
+    return VhostUser.make({
+      ...(path === undefined ? {} : { path }),
+      ...(fd === undefined ? {} : { fd: Number(fd) })
+    })
+  }]
+])
+
+/** Reads a DEVICE, and checks all of it that can be checked without the device. */
+export const parse = (text: string): Effect.Effect<Device, UsageError> =>
+  read(text).pipe(
+    Effect.tap(({ settings, transport }) =>
+      Effect.forEach(
+        settings,
+        ([name, value]) => new PropertyState(transport, phaseOf(name)).in("created").setString(name, value),
+        { discard: true }
+      )
+    ),
+    Effect.mapError(wrongUsage)
+  )
+
+/** The phase in which a property is set; what cannot be set at all is refused in the first. */
+const phaseOf = (name: string): Phase =>
+  describe.find((property) => property.name === name.replaceAll("_", "-"))?.settable[0] ?? "created"
+
+/** Splits at commas; two of them, from the left, are one of the text. An argument of a program holds no zero byte. */
+const split = (text: string): ReadonlyArray<string> =>
+  text.replaceAll(",,", "\0").split(",").map((part) => part.replaceAll("\0", ","))
+
+const read = (text: string): Effect.Effect<Device, Errno.ENOENT | Errno.EINVAL> =>
+  Effect.suspend((): Effect.Effect<Device, Errno.ENOENT | Errno.EINVAL> => {
+    const [driver = "", ...assignments] = split(text)
+    const makeTransport = drivers.get(driver)
+    if (makeTransport === undefined) {
+      const detail = `there is no driver ${JSON.stringify(driver)}; there is ${[...drivers.keys()].join(", ")}`
+      return new Errno.ENOENT({ operation: "device", detail })
+    }
+    const options = new Map<string, string>()
+    const settings: Array<readonly [string, string]> = []
+    for (const assignment of assignments) {
+      const [, name, value] = /^(?<name>[^=]+)=(?<value>.*)$/su.exec(assignment) ?? []
+      if (name === undefined || value === undefined) {
+        const detail = `${JSON.stringify(assignment)} must be property=value`
+        return new Errno.EINVAL({ operation: "device", detail })
+      }
+      if (TRANSPORT_PROPERTIES.includes(name)) options.set(name, value)
+      else settings.push([name, value])
+    }
+    return Effect.map(makeTransport(options), (transport) => ({ transport, settings }))
+  })
+
+/** Connects a DEVICE, with the properties that its text sets. */
+export const connect = (
+  { settings, transport }: Device
+): Effect.Effect<VirtioBlk.ConnectedDevice, VirtioBlk.ConnectDeviceError | UsageError, Scope.Scope> =>
+  Effect.gen(function*() {
+    const apply = (properties: Pick<DeviceProperties<Phase>, "setString">, phase: Phase) =>
+      Effect.forEach(
+        settings.filter(([name]) => phaseOf(name) === phase),
+        ([name, text]) => properties.setString(name, text),
+        { discard: true }
+      ).pipe(Effect.mapError(wrongUsage))
+    const created = VirtioBlk.create(transport)
+    yield* apply(created.properties, "created")
+    const connected = yield* created.connect
+    yield* apply(connected.properties, "connected")
+    return connected
+  })
