@@ -54,6 +54,8 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Those who wait for completions. */
   readonly #readers = new Set<() => void>()
   #wakeIsDue = false
+  /** Whether a reader is looking at the ring and takes what is found. */
+  #isTaking = false
   #end: Exit.Exit<never, unknown> | undefined
   /** Why the device took requests with it. */
   #lost: DeviceFailure | undefined
@@ -107,7 +109,6 @@ export class CompletionSession<R extends Request> implements Owner {
     const wrong = this.#engine.check(request)
     if (wrong !== undefined || (request._tag === "flush" && !this.#engine.rules.canFlush)) {
       this.#add(request, wrong)
-      this.#engine.signalForeign()
       return true
     }
     this.#inFlight++
@@ -124,6 +125,11 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Whether submitters must join the engine's line. */
   get isContended(): boolean {
     return this.#engine.isContended
+  }
+
+  /** Whether the device takes no requests any more. */
+  get isEnded(): boolean {
+    return this.#engine.failure !== undefined
   }
 
   /** Counts requests whose submitter waits. */
@@ -154,7 +160,14 @@ export class CompletionSession<R extends Request> implements Owner {
     this.#engine.afterBatch(() => {
       this.#wakeIsDue = false
       for (const reader of Array.from(this.#readers)) reader()
+      // The device does not signal what the engine found by itself.
+      if (this.#ready.length > 0 && !this.#isTaking) this.#engine.signalForeign()
     })
+  }
+
+  /** Has readers look again, since what they wait for may never come. */
+  reconsider(): void {
+    if (this.#readers.size > 0) this.#wakeReaders()
   }
 
   /** Records how the requests ended: no more will come. */
@@ -171,6 +184,7 @@ export class CompletionSession<R extends Request> implements Owner {
       this.#unread.clear()
       for (const resume of proceed) resume()
     }
+    this.reconsider()
     return taken
   }
 
@@ -182,6 +196,7 @@ export class CompletionSession<R extends Request> implements Owner {
       if (this.#inFlight === 0) {
         if (this.#lost !== undefined) return Exit.fail(this.#lost)
         if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
+        if (this.#engine.failure !== undefined) return Exit.fail(this.#engine.failure)
       }
       return Effect.andThen(this.#wait, once)
     })
@@ -210,9 +225,13 @@ export class CompletionSession<R extends Request> implements Owner {
   ): Effect.Effect<ReadonlyArray<Completion<R>>, Errno.EINVAL | Errno.ETIME | DeviceFailure> {
     const { max = Infinity, min = Math.min(1, max), timeout } = options
     const refuse = (detail: string) => Exit.fail(new Errno.EINVAL({ operation: "completions", detail }))
-    const take = (): Exit.Exit<ReadonlyArray<Completion<R>>, Errno.ETIME | DeviceFailure> => {
+    const take = (): Exit.Exit<ReadonlyArray<Completion<R>>, Errno.EINVAL | Errno.ETIME | DeviceFailure> => {
       if (this.#ready.length >= min) return Exit.succeed(this.#take(max))
       if (this.#engine.failure !== undefined && this.#inFlight === 0) return Exit.fail(this.#engine.failure)
+      if (min > this.#outstanding) {
+        return refuse(`min ${min} must not exceed the ${this.#outstanding} requests outstanding`)
+      }
+      if (this.#ready.length > 0) this.#engine.signalForeign()
       const detail = `${this.#ready.length} of ${min} came in time`
       return Exit.fail(new Errno.ETIME({ operation: "completions", detail }))
     }
@@ -225,23 +244,32 @@ export class CompletionSession<R extends Request> implements Owner {
         return refuse(`max ${max} must be a whole number, 0 or more`)
       }
       if (min > max) return refuse(`min ${min} must not exceed max ${max}`)
-      const outstanding = this.#inFlight + this.#ready.length + this.#waitingRequests
-      if (min > outstanding && this.#engine.failure === undefined) {
-        return refuse(`min ${min} must not exceed the ${outstanding} requests outstanding`)
-      }
+      if (min > this.#outstanding) return take()
+      this.#isTaking = true
       this.#engine.look()
-      if (this.#ready.length >= min || this.#engine.failure !== undefined && this.#inFlight === 0) return take()
+      this.#isTaking = false
+      if (!this.#isWanting(min)) return take()
       const wait = this.#waitFor(min)
       return Effect.andThen(timeout === undefined ? wait : Effect.timeoutOption(wait, timeout), Effect.suspend(take))
     })
   }
 
+  /** Requests whose completions were not taken. */
+  get #outstanding(): number {
+    return this.#inFlight + this.#ready.length + this.#waitingRequests
+  }
+
+  /** Whether fewer than `min` completions are there, and so many may still come. */
+  #isWanting(min: number): boolean {
+    return this.#ready.length < min && min <= this.#outstanding
+      && (this.#engine.failure === undefined || this.#inFlight > 0)
+  }
+
   /** Waits until `min` completions are there, or no more will come. */
   #waitFor(min: number): Effect.Effect<void> {
-    const isWanting = () => this.#ready.length < min && (this.#engine.failure === undefined || this.#inFlight > 0)
     return Effect.acquireUseRelease(
       Effect.sync(() => this.#engine.retain()),
-      () => Effect.whileLoop({ while: isWanting, body: () => this.#wait, step: () => {} }),
+      () => Effect.whileLoop({ while: () => this.#isWanting(min), body: () => this.#wait, step: () => {} }),
       () => Effect.sync(() => this.#engine.release())
     )
   }
@@ -265,7 +293,8 @@ class Batch<R extends Request> {
 
   /** Submits what may be submitted without waiting in line. */
   advance(): void {
-    if (!this.#session.isContended) this.place()
+    // Where the device is gone the ring has room, and nobody who would answer.
+    if (!this.#session.isContended && !this.#session.isEnded) this.place()
   }
 
   /** Submits what fits; answers false where it is the ring that has no room. */
@@ -285,5 +314,6 @@ class Batch<R extends Request> {
   abandon(): void {
     this.#session.countWaiting(this.#at - this.#requests.length)
     this.#at = this.#requests.length
+    this.#session.reconsider()
   }
 }

@@ -255,7 +255,13 @@ const process = <R extends Request, E, R2>(
     Effect.fnUntraced(function*(upstream, scope) {
       const session = new CompletionSession<R>(engine)
       engine.retain()
-      yield* Scope.addFinalizer(scope, Effect.andThen(session.drained, Effect.sync(() => engine.release())))
+      // Requests may be silent, and nothing in flight, when the device dies.
+      const forget = engine.when(() => engine.failure !== undefined, () => session.reconsider())
+      const end = Effect.sync(() => {
+        forget()
+        engine.release()
+      })
+      yield* Scope.addFinalizer(scope, Effect.andThen(session.drained, end))
       yield* upstream.pipe(
         Effect.flatMap((chunk) => session.submit(chunk)),
         Effect.forever({ disableYield: true }),

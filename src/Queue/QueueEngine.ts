@@ -176,13 +176,13 @@ export class QueueEngine {
    * {@link Waiter} in its turn. Answers false where the ring is full. The device is notified when the batch is over.
    */
   submit(request: Request.Request, owner: Owner): boolean {
-    if (!this.#ring.fits(segmentsOf(request))) return false
+    if (!this.#ring.fits(segmentsOf(request))) {
+      if (this.#ring.outstanding > 0) return false
+      return this.#refuseRequest(request, owner, this.#tooLarge(request))
+    }
     if (this.#ring.outstanding === 0) this.progress++
     const slot = this.#put(request)
-    if (slot < 0) {
-      owner.completed(request, Request.unmapped(request))
-      return true
-    }
+    if (slot < 0) return this.#refuseRequest(request, owner, Request.unmapped(request))
     const { canFlush, writeCache } = this.rules
     const fua = ((request.flags ?? 0) & Request.RequestFlag.FUA) !== 0
     this.#flushAfter[slot] = fua && canFlush && writeCache ? 1 : 0
@@ -196,12 +196,17 @@ export class QueueEngine {
   /** Joins the line of those who wait for room. */
   join(waiter: Waiter): void {
     this.#line.add(waiter)
+    if (this.#foreign) this.wake()
   }
 
   /** Leaves that line, since whoever is next may fit where the leaver did not; answers false for who is not in it. */
   leave(waiter: Waiter): boolean {
     const wasWaiting = this.#line.delete(waiter)
-    if (wasWaiting) this.wake()
+    if (wasWaiting) {
+      // The look that is running may have served the line already.
+      if (this.#running) this.#runNextTurn()
+      else this.wake()
+    }
     return wasWaiting
   }
 
@@ -244,25 +249,26 @@ export class QueueEngine {
 
   /**
    * Leaves the completion descriptor's signals to a foreign event loop, or takes them back. While they are left to it, the
-   * engine sleeps whenever nobody awaits anything here, and looks at the ring when it is told to.
+   * engine looks at the ring when it is told to, and on every turn of the event loop as long as somebody awaits something
+   * here.
    */
   setForeign(foreign: boolean): void {
     this.#foreign = foreign
-    this.#changeWatch()
+    this.#watch?.change({ readable: !foreign })
     this.wake()
   }
 
   /** Tells that somebody awaits a completion here and not in a foreign loop, until {@link release}. */
   retain(): void {
-    if (this.#awaited++ === 0 && this.#foreign) this.#changeWatch()
+    if (this.#awaited++ === 0 && this.#foreign) this.wake()
   }
 
   /** Ends a {@link retain}. */
   release(): void {
-    if (--this.#awaited === 0 && this.#foreign) this.#changeWatch()
+    this.#awaited--
   }
 
-  /** Signals the foreign event loop that something is to be had although the device did nothing. */
+  /** Signals the foreign event loop that something is to be had, where the device does not. */
   signalForeign(): void {
     if (this.#foreign) Libc.signalEventFd(this.completionFd)
   }
@@ -301,10 +307,6 @@ export class QueueEngine {
     this.#watch = undefined
   }
 
-  #changeWatch(): void {
-    this.#watch?.change({ readable: !this.#foreign || this.#awaited > 0 })
-  }
-
   readonly #onSignal = (): void => {
     Libc.drainEventFd(this.completionFd)
     this.#runNextTurn()
@@ -330,6 +332,8 @@ export class QueueEngine {
     this.#callAfter()
     if (this.#ring.fault === undefined) this.#loop()
     this.#running = false
+    // What the callbacks of the last batch asked for.
+    if (this.#after.length > 0) this.wake()
   }
 
   #loop(): void {
@@ -338,19 +342,20 @@ export class QueueEngine {
     for (;;) {
       const before = this.#submitted
       const reaped = this.#reap()
-      this.#publish()
+      // Once the device was given up, the ring's memory may be gone.
       if (this.#ring.fault !== undefined) break
+      this.#publish()
       if (this.#ring.outstanding === 0) break
       // Those who took completions and gave nothing back need the event loop for it.
       const stalled = reaped > 0 && this.#submitted === before
       if (this.waiting === "event" || this.#foreign) {
-        if (!this.#ring.arm()) break
+        if (!this.#ring.arm() && !(this.#foreign && (this.#awaited > 0 || this.isContended))) break
       } else if (!stalled && this.#find()) {
         if (performance.now() - began < BUSY_SLICE_MS) continue
       } else if (this.waiting === "adaptive" && !this.#ring.arm()) {
         break
       }
-      if (this.waiting === "event" && performance.now() - began < BUSY_SLICE_MS) continue
+      if (this.waiting === "event" && !this.#foreign && performance.now() - began < BUSY_SLICE_MS) continue
       this.#runNextTurn()
       break
     }
@@ -384,7 +389,9 @@ export class QueueEngine {
       return 0
     }
     if (count > 0) this.progress++
+    // Those that wait for their flush are kept from the end down: putting it now could take a slot of this very look.
     let ended = 0
+    let unstable = this.size
     for (let i = 0; i < count; i++) {
       const completion = this.#reaped[i] ?? 0
       const slot = slotOf(completion)
@@ -394,13 +401,15 @@ export class QueueEngine {
       this.#requests[slot] = undefined
       this.#owners[slot] = undefined
       if (this.#flushAfter[slot] === 1 && statusOf(completion) === Status.OK) {
-        this.#flushForFua(request, owner)
+        this.#endedRequests[--unstable] = request
+        this.#endedOwners[unstable] = owner
         continue
       }
       this.#reaped[ended] = completion
       this.#endedRequests[ended] = request
       this.#endedOwners[ended++] = owner
     }
+    for (let i = this.size - 1; i >= unstable; i--) this.#flushForFua(i)
     this.#serveLine()
     for (let i = 0; i < ended; i++) {
       const request = this.#endedRequests[i]
@@ -417,11 +426,13 @@ export class QueueEngine {
   }
 
   /** Follows a write by the flush that makes it stable; the completed write has left room for it. */
-  #flushForFua(request: Request.Request, owner: Owner): void {
+  #flushForFua(ended: number): void {
     const slot = this.#ring.putFlush()
     this.#flushAfter[slot] = 0
-    this.#requests[slot] = request
-    this.#owners[slot] = owner
+    this.#requests[slot] = this.#endedRequests[ended]
+    this.#owners[slot] = this.#endedOwners[ended]
+    this.#endedRequests[ended] = undefined
+    this.#endedOwners[ended] = undefined
   }
 
   #serveLine(): void {
@@ -453,6 +464,18 @@ export class QueueEngine {
     }
   }
 
+  /** Answers a request that cannot be queued; not on the stack of whoever is being served in line. */
+  #refuseRequest(request: Request.Request, owner: Owner, failure: RequestFailure): true {
+    this.afterBatch(() => owner.completed(request, failure))
+    return true
+  }
+
+  /** The error of a request that does not even fit an empty ring. */
+  #tooLarge(request: Request.Request): Errno.EINVAL {
+    const detail = `the request needs more descriptors than queue-size ${this.size}`
+    return new Errno.EINVAL({ ...Request.describe(request), queue: this.index, detail })
+  }
+
   #failureOf(request: Request.Request, status: number): RequestFailure {
     const described = { ...Request.describe(request), queue: this.index }
     switch (status) {
@@ -481,7 +504,10 @@ export class QueueEngine {
       case "writev": {
         let count = 0
         for (const buffer of request.buffers) {
-          if (buffer.length === 0) continue
+          if (buffer.length === 0) {
+            if (Request.isDetached(buffer)) return -1
+            continue
+          }
           const address = this.#memory.translate(buffer)
           if (address < 0) return -1
           this.#addresses[count] = address

@@ -8,7 +8,7 @@
  */
 import * as Errno from "../Errno.ts"
 import type { AddressSpace } from "../Memory/AddressSpace.ts"
-import { SECTOR_BYTES } from "../Wire/VirtioBlk.ts"
+import { REQUEST_HEADER_BYTES, SECTOR_BYTES, STATUS_BYTES } from "../Wire/VirtioBlk.ts"
 
 /**
  * Flags of a request, in libblkio's numbers. `FUA`: completed only once the data is stable (write, writev, writeZeroes).
@@ -162,8 +162,10 @@ const allowedFlags: Record<Request["_tag"], number> = {
   flush: 0
 }
 
-/** A range's sector count travels in 32 bits (virtio 1.2 §5.2.6), a segment's length in 32 bits too (§2.7.5). */
+/** A range's sector count travels in 32 bits (virtio 1.2 §5.2.6). */
 const MAX_UINT32 = 2 ** 32 - 1
+/** A chain may describe 2^32 bytes (virtio 1.2 §2.7.5); its header and its status are among them. */
+const MAX_CHAIN_DATA = 2 ** 32 - REQUEST_HEADER_BYTES - STATUS_BYTES
 
 /** How many bytes of the disk a request covers. */
 export const lengthOf = (request: Request): number => {
@@ -199,7 +201,8 @@ export const check = (
   memory: AddressSpace
 ): InvalidRequest | undefined => {
   const { flags = 0 } = request
-  if ((flags & ~allowedFlags[request._tag]) !== 0 || !Number.isInteger(flags)) return flagsError(request, flags)
+  // Anything but a small whole number differs from its own low bits.
+  if ((flags & allowedFlags[request._tag]) !== flags) return flagsError(request, flags)
   switch (request._tag) {
     case "flush":
       return undefined
@@ -207,8 +210,8 @@ export const check = (
     case "write": {
       const { buffer } = request
       return checkRange(request, buffer.length, request._tag === "write", rules)
-        ?? checkTransfer(request, buffer.length, rules)
-        ?? checkSegment(request, buffer, rules, memory)
+        ?? checkData(request, buffer.length, buffer.length, 1, rules)
+        ?? (memory.translate(buffer) < 0 ? unmapped(request) : undefined)
     }
     case "readv":
     case "writev":
@@ -217,10 +220,12 @@ export const check = (
       if (!rules.canDiscard) return unsupported(request, "DISCARD")
       return checkRange(request, request.length, true, rules)
         ?? checkRangeLimit(request, rules.maxDiscardLength, "max-discard-len")
+        ?? checkSegments(request, 1, rules)
     case "writeZeroes":
       if (!rules.canWriteZeroes) return unsupported(request, "WRITE_ZEROES")
       return checkRange(request, request.length, true, rules)
         ?? checkRangeLimit(request, rules.maxWriteZeroesLength, "max-write-zeroes-len")
+        ?? checkSegments(request, 1, rules)
   }
 }
 
@@ -268,33 +273,37 @@ const checkRange = (
   return undefined
 }
 
-/** Whether a buffer has length 0 because the region it lay in is gone. */
+/** Whether a request covers nothing because the region of a buffer is gone. */
 const isReleased = (request: Request): boolean =>
   "buffer" in request ? isDetached(request.buffer) : "buffers" in request && request.buffers.some(isDetached)
 
-const isDetached = ({ buffer }: Uint8Array): boolean => buffer instanceof ArrayBuffer && buffer.detached
+/** Whether the region a buffer lay in is gone, which leaves it empty. */
+export const isDetached = ({ buffer }: Uint8Array): boolean => buffer instanceof ArrayBuffer && buffer.detached
 
 /** The error of a buffer the device cannot reach. */
 export const unmapped = (request: Request): Errno.EFAULT =>
   new Errno.EFAULT({ ...describe(request), detail: "the buffer must lie in a mapped memory region" })
 
-const checkSegment = (
+/** Checks how much data a request carries, in how long and how many segments. */
+const checkData = (
   request: Request,
-  buffer: Uint8Array,
-  rules: DeviceRules,
-  memory: AddressSpace
-): Errno.EINVAL | Errno.EFAULT | undefined => {
-  const limit = rules.maxSegmentLength === 0 ? MAX_UINT32 : rules.maxSegmentLength
-  if (buffer.length > limit) {
-    return invalid(request, `a segment of ${buffer.length} bytes exceeds max-segment-len ${limit}`)
+  length: number,
+  longest: number,
+  segments: number,
+  rules: DeviceRules
+): Errno.EINVAL | undefined => {
+  const { maxSegmentLength, maxTransfer } = rules
+  if (maxTransfer > 0 && length > maxTransfer) return invalid(request, `length exceeds max-transfer ${maxTransfer}`)
+  if (length > MAX_CHAIN_DATA) return invalid(request, `length exceeds the ${MAX_CHAIN_DATA} bytes of one request`)
+  if (maxSegmentLength > 0 && longest > maxSegmentLength) {
+    return invalid(request, `a segment of ${longest} bytes exceeds max-segment-len ${maxSegmentLength}`)
   }
-  return memory.translate(buffer) < 0 ? unmapped(request) : undefined
+  return checkSegments(request, segments, rules)
 }
 
-const checkTransfer = (request: Request, length: number, rules: DeviceRules): Errno.EINVAL | undefined =>
-  rules.maxTransfer > 0 && length > rules.maxTransfer
-    ? invalid(request, `length exceeds max-transfer ${rules.maxTransfer}`)
-    : undefined
+/** Without INDIRECT_DESC, a small ring may have no room for any segment at all. */
+const checkSegments = (request: Request, segments: number, { maxSegments }: DeviceRules): Errno.EINVAL | undefined =>
+  segments > maxSegments ? invalid(request, `${segments} segments exceed max-segments ${maxSegments}`) : undefined
 
 const checkRangeLimit = (
   request: Discard | WriteZeroes,
@@ -312,20 +321,18 @@ const checkVector = (
   memory: AddressSpace
 ): InvalidRequest | undefined => {
   let length = 0
+  let longest = 0
   let segments = 0
   for (const buffer of request.buffers) {
     length += buffer.length
+    if (buffer.length > longest) longest = buffer.length
     if (buffer.length > 0) segments++
   }
-  const wrong = checkRange(request, length, request._tag === "writev", rules) ?? checkTransfer(request, length, rules)
+  const wrong = checkRange(request, length, request._tag === "writev", rules)
+    ?? checkData(request, length, longest, segments, rules)
   if (wrong !== undefined) return wrong
-  if (segments > rules.maxSegments) {
-    return invalid(request, `${segments} segments exceed max-segments ${rules.maxSegments}`)
-  }
   for (const buffer of request.buffers) {
-    if (buffer.length === 0) continue
-    const fault = checkSegment(request, buffer, rules, memory)
-    if (fault !== undefined) return fault
+    if (buffer.length === 0 ? isDetached(buffer) : memory.translate(buffer) < 0) return unmapped(request)
   }
   return undefined
 }

@@ -320,7 +320,7 @@ export class FakeDevice {
     if ((isRange || type === RequestType.FLUSH) && sector !== 0) this.#violation(`head ${head}: sector ${sector}`)
     if (type === RequestType.FLUSH && segments.length > 0) this.#violation(`head ${head}: a flush with data`)
     if (isRange && (segments.length !== 1 || segments[0]?.length !== 16)) this.#violation(`head ${head}: bad range`)
-    if (segments.some(({ flags }) => (flags & DescriptorFlag.WRITE) !== 0 !== isRead)) {
+    if (segments.some(({ flags }) => (flags & DescriptorFlag.WRITE) !== (isRead ? DescriptorFlag.WRITE : 0))) {
       this.#violation(`head ${head}: data of the wrong direction`)
     }
     if (this.#view(status.address, 1).getUint8(0) !== Status.UNWRITTEN) {
@@ -454,6 +454,8 @@ export interface FakeQueue {
   readonly space: AddressSpace
   readonly device: FakeDevice
   readonly region: MemoryRegion
+  /** The memory the ring lies in. */
+  readonly memory: ArrayBuffer
   readonly rules: DeviceRules
   /** `length` bytes of mapped memory that nothing else uses. */
   readonly buffer: (length: number) => Uint8Array
@@ -498,7 +500,7 @@ export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never
   const open = Effect.sync((): FakeQueue & { readonly fd: number } => {
     const fd = Libc.createEventFd()
     const region = fakeRegion(REGION_BYTES)
-    const { device, ring } = makeRing({ queueSize, indirect, eventIdx, maxSegments }, {
+    const { device, memory, ring } = makeRing({ queueSize, indirect, eventIdx, maxSegments }, {
       memory: [{ buffer: region.bytes.buffer, address: REGION_ADDRESS }],
       signal: () => Libc.signalEventFd(fd),
       order
@@ -511,6 +513,7 @@ export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never
     const made = {
       fd,
       region,
+      memory,
       device,
       ring,
       space,
