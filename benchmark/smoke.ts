@@ -6,6 +6,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, Schema } from "effect"
+import { Errno } from "effect-blkio"
 import { QemuStorageDaemon } from "effect-blkio/testing"
 import { ChildProcess, ChildProcessSpawner } from "effect/process"
 
@@ -40,7 +41,7 @@ const program = Effect.gen(function*() {
             + `${cpu_us_per_io.toFixed(2)} µs CPU a request`
         )
         if (requests === 0 || errors > 0) {
-          return yield* Effect.fail(new Error(`${args.join(" ")}: ${requests} requests, ${errors} errors`))
+          return yield* new Errno.EIO({ operation: args.join(" "), detail: `${requests} requests, ${errors} errors` })
         }
       }
     }

@@ -18,8 +18,10 @@ const program = Effect.gen(function*() {
   yield* Console.log(`up to ${maxQueues} queues, ${maxSegments} segments a request`)
 })
 
+const quit = (message: string) => Effect.andThen(Console.error(message), Effect.sync(() => (process.exitCode = 1)))
+
 program.pipe(
   Effect.provide(Disk),
-  Effect.catchTag("ENOENT", (error) => Console.error(`no backend listens on ${error.path}`)),
+  Effect.catchTag("ENOENT", (error) => quit(`no backend listens on ${error.path}`)),
   NodeRuntime.runMain
 )

@@ -56,12 +56,14 @@ const program = Effect.gen(function*() {
   yield* Console.log(`${bytes} bytes read, ${unreadable} bytes unreadable`)
 })
 
+const quit = (message: string) => Effect.andThen(Console.error(message), Effect.sync(() => (process.exitCode = 1)))
+
 program.pipe(
   Effect.scoped,
   Effect.provide(Disk),
   Effect.catchTags({
-    ECONNREFUSED: (error) => Console.error(`nobody serves ${error.path}`),
-    ENOTCONN: (error) => Console.error(`the backend went away: ${error.message}`)
+    ECONNREFUSED: (error) => quit(`nobody serves ${error.path}`),
+    ENOTCONN: (error) => quit(`the backend went away: ${error.message}`)
   }),
   NodeRuntime.runMain
 )

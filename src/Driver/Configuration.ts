@@ -7,7 +7,7 @@
  * @since 0.1.0
  */
 import * as Errno from "../Errno.ts"
-import type { PropertyState } from "../Properties/Properties.ts"
+import type { PropertyState } from "../Properties/PropertyState.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
 import { type BlkConfig, decodeConfig, FeatureBit, featureMask, hasFeature, SECTOR_BYTES } from "../Wire/VirtioBlk.ts"
 
@@ -28,6 +28,9 @@ const WANTED_FEATURES = featureMask(
   FeatureBit.VERSION_1
 )
 
+/** The largest power of two that the property request-alignment can be. */
+const MAX_BLOCK_BYTES = 2 ** 30
+
 /** Chooses features; a device without VERSION_1 has another layout, which is not supported. */
 export const chooseFeatures = (offered: bigint): bigint | Errno.ENOTSUP =>
   hasFeature(offered, FeatureBit.VERSION_1)
@@ -46,7 +49,8 @@ export const checkConfig = (
   if (blkSize === 0 && capacitySectors === 0n) {
     return new Errno.ENODEV({ ...refuse, detail: "capacity and block size are 0: the disk behind the device is gone" })
   }
-  if (hasFeature(features, FeatureBit.BLK_SIZE) && (blkSize < SECTOR_BYTES || (blkSize & (blkSize - 1)) !== 0)) {
+  const isBlock = blkSize >= SECTOR_BYTES && blkSize <= MAX_BLOCK_BYTES && (blkSize & (blkSize - 1)) === 0
+  if (hasFeature(features, FeatureBit.BLK_SIZE) && !isBlock) {
     return new Errno.EPROTO({
       ...refuse,
       detail: `block size ${blkSize} must be a power of two from ${SECTOR_BYTES} up`

@@ -12,8 +12,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
+import { inspect } from "node:util"
 import * as Errno from "../Errno.ts"
-import { type DeviceProperties, PropertyState } from "../Properties/Properties.ts"
+import { type DeviceProperties } from "../Properties/Properties.ts"
+import { PropertyState } from "../Properties/PropertyState.ts"
 import type { ConnectError, Connection, Recipe } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
 import { checkConfig, chooseFeatures } from "./Configuration.ts"
@@ -133,12 +135,14 @@ const startOnce = (
   Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
     const wrong = checkSettings(state) ?? checkOptions(options)
     if (wrong !== undefined) return yield* wrong
-    const scope = yield* Scope.fork(yield* Effect.scope)
+    const parent = yield* Effect.scope
+    const scope = yield* Scope.fork(parent)
     state.phase = "started"
     return yield* start(connection, state, {
       waiting: options.waiting ?? "adaptive",
       deviceTimeout: Duration.fromInputUnsafe(options.deviceTimeout ?? DEFAULT_DEVICE_TIMEOUT),
-      closeTimeout: Duration.fromInputUnsafe(options.closeTimeout ?? DEFAULT_CLOSE_TIMEOUT)
+      closeTimeout: Duration.fromInputUnsafe(options.closeTimeout ?? DEFAULT_CLOSE_TIMEOUT),
+      isClosing: () => parent.state._tag === "Closed"
     }).pipe(
       restore,
       Scope.provide(scope),
@@ -149,6 +153,9 @@ const startOnce = (
       })
     )
   }))
+
+/** Header, one segment and status, each a descriptor of the ring where the device does not know INDIRECT_DESC. */
+const SMALLEST_CHAIN = 3
 
 const checkSettings = (state: PropertyState): Errno.EBUSY | Errno.EINVAL | Errno.EROFS | undefined => {
   const operation = "start"
@@ -163,6 +170,13 @@ const checkSettings = (state: PropertyState): Errno.EBUSY | Errno.EINVAL | Errno
     const detail = `queue-size ${state.value("queue-size")} exceeds max-queue-size ${state.value("max-queue-size")}`
     return new Errno.EINVAL({ operation, detail })
   }
+  const isIndirect = hasFeature(state.device?.features ?? 0n, FeatureBit.INDIRECT_DESC)
+  if (!isIndirect && state.value("queue-size") < SMALLEST_CHAIN) {
+    const detail = `queue-size ${
+      state.value("queue-size")
+    } has no room for the ${SMALLEST_CHAIN} descriptors of a request`
+    return new Errno.EINVAL({ operation, detail })
+  }
   if (state.value("device-read-only") && !state.value("read-only")) {
     return new Errno.EROFS({ operation, detail: "the device is read-only; set read-only to start it so" })
   }
@@ -171,7 +185,7 @@ const checkSettings = (state: PropertyState): Errno.EBUSY | Errno.EINVAL | Errno
 
 const checkOptions = ({ closeTimeout, deviceTimeout }: StartOptions): Errno.EINVAL | undefined => {
   const refuse = (name: string, value: unknown, rule: string) =>
-    new Errno.EINVAL({ operation: "start", detail: `${name} ${JSON.stringify(value)} must be ${rule}` })
+    new Errno.EINVAL({ operation: "start", detail: `${name} ${inspect(value)} must be ${rule}` })
   const device = Duration.fromInput(deviceTimeout ?? DEFAULT_DEVICE_TIMEOUT)
   if (Option.isNone(device) || !Duration.isGreaterThan(device.value, Duration.zero)) {
     return refuse("deviceTimeout", deviceTimeout, "a positive duration")

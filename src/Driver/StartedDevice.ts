@@ -18,7 +18,8 @@ import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
 import { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
-import type { DeviceProperties, PropertyState } from "../Properties/Properties.ts"
+import type { DeviceProperties } from "../Properties/Properties.ts"
+import type { PropertyState } from "../Properties/PropertyState.ts"
 import * as IoQueue from "../Queue/IoQueue.ts"
 import { type DeviceFailure, QueueEngine, type Waiting } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
@@ -66,6 +67,8 @@ export interface StartedDevice {
   readonly properties: DeviceProperties<"started">
   /** The disk's size in bytes; follows the device's configuration. */
   readonly capacity: number
+  /** What the queues allow now, as plain values. */
+  readonly rules: DeviceRules
   /** The event queues. */
   readonly queues: ReadonlyArray<IoQueue.IoQueue>
   /** The poll queues. */
@@ -85,6 +88,8 @@ export interface StartedDevice {
   readonly map: (region: MemoryRegion.MemoryRegion) => Effect.Effect<void, MapError>
   /** Takes a region from the device, after the requests that use it have ended. Does nothing for one not mapped. */
   readonly unmap: (region: MemoryRegion.MemoryRegion) => Effect.Effect<void>
+  /** Tells whether a buffer lies in a region that is mapped for the device. */
+  readonly reaches: (buffer: Uint8Array) => boolean
   /** Changes of the device's configuration, as the device tells of them or {@link StartedDevice.refresh} finds them. */
   readonly configChanges: Stream.Stream<ConfigChange>
   /**
@@ -99,6 +104,8 @@ export interface StartOptions {
   readonly waiting: Exclude<Waiting, "poll">
   readonly deviceTimeout: Duration.Duration
   readonly closeTimeout: Duration.Duration
+  /** Tells whether the Scope that the device was started in is closing. */
+  readonly isClosing: () => boolean
 }
 
 /** What starting a device's queues may fail with, once its settings were checked. */
@@ -126,11 +133,13 @@ export const start = Effect.fnUntraced(function*(
   }
   const bytesOfRing = ringBytes(ringOptions)
   const memory = yield* MemoryRegion.allocate(bytesOfRing * (eventQueues + pollQueues))
-  const address = yield* connection.map(memory)
+  const address = yield* Effect.acquireRelease(connection.map(memory), () => connection.unmap(memory))
   const rings = Array.from(
     { length: eventQueues + pollQueues },
     (_, i) => new SplitRing(ringOptions, { buffer: memory.bytes.buffer, offset: i * bytesOfRing, address })
   )
+  // Also where the start does not end well: the device lets go of the rings before their memory goes.
+  yield* Effect.addFinalizer(() => connection.stop)
   const channels = yield* connection.start(rings)
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
@@ -150,11 +159,7 @@ export const start = Effect.fnUntraced(function*(
       }
       return made
     }),
-    (made) =>
-      Effect.gen(function*() {
-        yield* close(made, options.closeTimeout)
-        yield* connection.stop
-      })
+    end
   )
   /** Gives the device up. */
   const fail = (failure: DeviceFailure) => {
@@ -165,6 +170,8 @@ export const start = Effect.fnUntraced(function*(
     Effect.forkScoped({ startImmediately: true })
   )
   yield* Effect.forkScoped(watch(engines, options.deviceTimeout, fail))
+  // Last, so that the device is still watched while it is waited for.
+  yield* Effect.addFinalizer(() => drain(engines, options.closeTimeout))
 
   const changes = yield* PubSub.sliding<ConfigChange>(CHANGES_KEPT)
   const refresh = Effect.uninterruptible(Effect.gen(function*() {
@@ -193,13 +200,13 @@ export const start = Effect.fnUntraced(function*(
       return wrong === undefined
         ? Effect.map(connection.map(region), (base) => space.add(region, base))
         : Exit.fail(wrong)
-    }).pipe(mapping.withPermit, Effect.uninterruptible)
+    }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
   const unmap = (region: MemoryRegion.MemoryRegion): Effect.Effect<void> =>
     Effect.suspend(() => {
       if (!space.has(region)) return Effect.void
       space.remove(region)
       return Effect.andThen(until(engines, (engine) => !engine.uses(region.bytes.buffer)), connection.unmap(region))
-    }).pipe(mapping.withPermit, Effect.uninterruptible)
+    }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
 
   const surfaces = engines.map((engine) => IoQueue.fromEngine(engine, engine.index))
   const queues = surfaces.slice(0, eventQueues)
@@ -209,6 +216,7 @@ export const start = Effect.fnUntraced(function*(
     get capacity() {
       return rules.capacity
     },
+    rules,
     queues,
     pollQueues: polled,
     queue: (index) => queues[index] ?? IoQueue.absent("event", index, queues.length),
@@ -216,10 +224,14 @@ export const start = Effect.fnUntraced(function*(
     allocate: (length) =>
       Effect.tap(
         MemoryRegion.allocate(length),
-        (region) => Effect.acquireRelease(map(region), () => unmap(region))
+        (region) =>
+          Effect.acquireRelease(map(region), () =>
+            // Where the region goes because the device does, in whatever order, it waits no longer than closing may.
+            options.isClosing() ? Effect.andThen(drain(engines, options.closeTimeout), end(engines)) : unmap(region))
       ),
     map,
     unmap,
+    reaches: (buffer) => space.translate(buffer) >= 0,
     configChanges: Stream.fromPubSub(changes),
     refresh
   }
@@ -236,12 +248,22 @@ const until = (
       return Effect.sync(stop)
     }), { discard: true })
 
-/** Refuses new requests, waits for what is in flight as long as the limit allows, and ends the engines. */
-const close = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
-  Effect.gen(function*() {
-    const failure = new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
+const closed = () => new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
+
+/** Refuses new requests, and waits for what is in flight as long as the limit allows. */
+const drain = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const failure = closed()
     for (const engine of engines) engine.refuse(failure)
-    yield* Effect.timeoutOption(Effect.interruptible(until(engines, (engine) => engine.outstanding === 0)), limit)
+    return Effect.asVoid(
+      Effect.timeoutOption(Effect.interruptible(until(engines, (engine) => engine.outstanding === 0)), limit)
+    )
+  })
+
+/** Ends the engines; what is still in flight fails. */
+const end = (engines: ReadonlyArray<QueueEngine>): Effect.Effect<void> =>
+  Effect.sync(() => {
+    const failure = closed()
     for (const engine of engines) engine.fail(failure)
   })
 

@@ -19,6 +19,9 @@ import { type BlkConfig, FeatureBit, hasFeature, SECTOR_BYTES } from "../Wire/Vi
  */
 export type Phase = "created" | "connected" | "started"
 
+/** The phases, in order. */
+export const phases: ReadonlyArray<Phase> = ["created", "connected", "started"]
+
 /**
  * What a property's value may be.
  *
@@ -107,11 +110,8 @@ const clamp = (value: number): number => Math.min(value, MAX_INT)
 /**
  * The most segments of one request whatever the device says: libvhost-user's VIRTQUEUE_MAX_SIZE of 1024 descriptors a chain,
  * less header and status.
- *
- * @category constants
- * @since 0.1.0
  */
-export const MAX_SEGMENTS = 1022
+const MAX_SEGMENTS = 1022
 
 /** Descriptors of a chain that carry header and status. */
 const CHAIN_ENDS = 2
@@ -169,7 +169,7 @@ const QueueSize = typeSchemas.int.check(
 )
 
 /** The table. */
-export const propertyTable = {
+const propertyTable = {
   "driver": row("string", "", "The driver's name.", ({ recipe }) => recipe.driver),
   "path": row("string", "", "Socket, character device or sysfs directory of the device.", ({ recipe }) => recipe.path),
   "fd": row("int", "descriptor", "The descriptor that stands for the path, -1 for none.", ({ recipe }) => recipe.fd),

@@ -203,13 +203,13 @@ export const bench = Command.make(
     ),
     blocksize: Flag.Int("blocksize").pipe(
       Flag.withDefault(4096),
-      Flag.filter(positive, (n) => `expected a positive number of bytes, got ${n}`),
+      Flag.filter(positive, () => "a positive number of bytes"),
       Flag.withMetavar("BYTES"),
       Flag.withDescription("Bytes of each request")
     ),
     iodepth: Flag.Int("iodepth").pipe(
       Flag.withDefault(1),
-      Flag.filter(positive, (n) => `expected a positive number, got ${n}`),
+      Flag.filter(positive, () => "a positive whole number"),
       Flag.withDescription("Requests in flight on each queue")
     ),
     runtime: Flag.String("runtime").pipe(
@@ -224,7 +224,7 @@ export const bench = Command.make(
     ),
     queues: Flag.Int("queues").pipe(
       Flag.withDefault(1),
-      Flag.filter(positive, (n) => `expected a positive number, got ${n}`),
+      Flag.filter(positive, () => "a positive whole number"),
       Flag.withDescription("Queues to drive")
     ),
     api: Flag.Literals("api", ["stream", "request"]).pipe(
@@ -241,7 +241,10 @@ export const bench = Command.make(
     const connected = yield* Device.connect(device)
     const facts = yield* connected.properties.getAll
     const wrong = writes > 0 && facts.readOnly
-      ? new Errno.EBADF({ operation: "bench", detail: `${readwrite} writes, and read-only is set` })
+      ? new Errno.EBADF({
+        operation: "bench",
+        detail: `--readwrite ${readwrite} needs a device that is not read-only=true`
+      })
       : checkSizes(options, facts)
     if (wrong !== undefined) return yield* new Device.UsageError({ reason: wrong })
     const disk = yield* connected.properties.set({
