@@ -142,9 +142,9 @@ export class MessageSocket {
       received.fds.forEach(Libc.close)
       if (received.fds.length > 0) return this.#broken(`${received.fds.length} descriptors that were not asked for`)
       if (received.bytes.length === 0) {
-        return this.#received.length === 0
-          ? this.#gone("the backend closed the connection")
-          : this.#broken("the backend closed the connection inside a message")
+        // A backend that is killed may be so between a message's header and its payload.
+        const where = this.#received.length === 0 ? "" : " inside a message"
+        return this.#gone(`the backend closed the connection${where}`)
       }
       this.#received = joined(this.#received, received.bytes)
       this.#deliver()

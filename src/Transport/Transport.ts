@@ -111,10 +111,14 @@ export interface Connection {
   readonly map: (region: MemoryRegion) => Effect.Effect<number, ConnectionError | Errno.EIO>
   /** Takes a region back. Does nothing where the connection is lost. */
   readonly unmap: (region: MemoryRegion) => Effect.Effect<void>
-  /** Hands the rings to the device and starts it; answers a channel for each. */
+  /** Hands the rings to the device and starts it; answers a channel for each, that lasts as long as the Scope. */
   readonly start: (
     queues: ReadonlyArray<QueueAddresses>
-  ) => Effect.Effect<ReadonlyArray<QueueChannel>, ConnectionError | Errno.EIO | Errno.EMFILE | Errno.ENFILE>
+  ) => Effect.Effect<
+    ReadonlyArray<QueueChannel>,
+    ConnectionError | Errno.EIO | Errno.EMFILE | Errno.ENFILE,
+    Scope.Scope
+  >
   /** Has the device let go of the rings. Does nothing where it was not started or the connection is lost. */
   readonly stop: Effect.Effect<void>
   /** Emits when the device says that its configuration has changed. */

@@ -14,7 +14,7 @@ import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Queue from "effect/Queue"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
 import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
@@ -63,7 +63,6 @@ export const make = Effect.fnUntraced(function*(
   socket: number,
   replyTimeoutMs: number
 ): Effect.fn.Return<Connection, ConnectError, Scope.Scope> {
-  const scope = yield* Effect.scope
   const channel = yield* VhostUserChannel.make(socket, replyTimeoutMs)
   const { ask, tell } = channel
   const askU64 = (request: number) => ask(request, Message.decodeU64)
@@ -215,7 +214,7 @@ export const make = Effect.fnUntraced(function*(
     yield* setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
     yield* confirm
     return channels
-  }, Scope.provide(scope))
+  })
 
   /** Stops each ring: the backend answers once it has let go of it. */
   const stop = Effect.gen(function*() {

@@ -1,0 +1,215 @@
+/**
+ * Goal: connecting says why it fails, and coming and going leaves nothing behind, however often and whenever interrupted.
+ * Method: a real daemon, other clients on its sockets, a thousand open/close cycles, interruption at random moments with a
+ * printed seed; descriptors and mappings are counted by {@link onDaemon}.
+ */
+import { describe, expect } from "@effect/vitest"
+import { Cause, Effect, Exit, Fiber, Scope, Stream } from "effect"
+import { ChildProcess, ChildProcessSpawner } from "effect/process"
+import * as Libc from "../../src/Native/Libc.ts"
+import { VhostUser, VirtioBlk } from "../../src/index.ts"
+import { at, imagePath, KiB, MiB, onDaemon, open, serve, serveRaw, slowDisk, withSeed } from "../support/daemon.ts"
+import * as Resources from "../support/resources.ts"
+import { qsdIsHere } from "./requirement.ts"
+
+const CYCLES = 1000
+const INTERRUPTIONS = 100
+
+describe.skipIf(!qsdIsHere)("connecting", () => {
+  onDaemon(
+    "a second client is told that there may be another one, and comes in when the first has left",
+    () =>
+      Effect.gen(function*() {
+        const { daemon } = yield* serveRaw(MiB)
+        const first = yield* Scope.make()
+        const disk = yield* open(daemon.socketPath).pipe(Scope.provide(first))
+        const error = yield* Effect.flip(Effect.scoped(open(daemon.socketPath, { replyTimeout: "200 millis" })))
+        expect(error).toMatchObject({ _tag: "ETIMEDOUT", isRetryable: true })
+        expect(error.message).toContain("serves one client at a time: is another one connected?")
+        // The first does not notice.
+        yield* disk.queue(0).flush()
+        const waiting = yield* Effect.forkScoped(open(daemon.socketPath, { replyTimeout: "20 seconds" }), {
+          startImmediately: true
+        })
+        yield* Effect.sleep(50)
+        expect(waiting.pollUnsafe()).toBeUndefined()
+        yield* Scope.close(first, Exit.void)
+        yield* (yield* Fiber.join(waiting)).queue(0).flush()
+      })
+  )
+
+  onDaemon(
+    "where nothing is, ENOENT; where nobody listens, ECONNREFUSED; where no backend talks, a typed error",
+    () =>
+      Effect.gen(function*() {
+        const path = yield* imagePath("nobody.sock")
+        expect(yield* Effect.flip(open(path))).toMatchObject({ _tag: "ENOENT", path, errno: 2 })
+        const { daemon } = yield* serveRaw(MiB)
+        yield* daemon.kill("SIGKILL")
+        yield* daemon.exitCode
+        expect(yield* Effect.flip(open(daemon.socketPath))).toMatchObject({ _tag: "ECONNREFUSED", errno: 111 })
+        const file = yield* imagePath("file/below")
+        expect(yield* Effect.flip(open(file))).toMatchObject({ _tag: "ENOENT" })
+        expect(yield* Effect.flip(open(`/${"x".repeat(107)}`))).toMatchObject({ _tag: "ENAMETOOLONG" })
+
+        // The monitor speaks JSON, and speaks first.
+        const other = yield* serveRaw(MiB)
+        const monitor = `${other.daemon.directory}/monitor`
+        const error = yield* Effect.flip(open(monitor, { replyTimeout: "300 millis" }))
+        expect(["EPROTO", "ETIMEDOUT"]).toContain(error._tag)
+      })
+  )
+
+  onDaemon("takes a connected socket over by its descriptor, once", () =>
+    Effect.gen(function*() {
+      const { daemon } = yield* serveRaw(MiB)
+      const fd = Libc.createUnixSocket()
+      expect(Libc.connectUnixSocket(fd, daemon.socketPath)).toBe(0)
+      expect(yield* Effect.flip(VhostUser.make({ path: daemon.socketPath, fd }))).toMatchObject({ _tag: "EINVAL" })
+      expect(yield* Effect.flip(VhostUser.make({}))).toMatchObject({ _tag: "EINVAL" })
+      const device = VirtioBlk.create(yield* VhostUser.make({ fd }))
+      yield* Effect.scoped(Effect.gen(function*() {
+        const connected = yield* device.connect
+        expect(yield* connected.properties.getAll).toMatchObject({ fd, path: "", capacity: MiB })
+      }))
+      expect(yield* Effect.flip(Effect.scoped(device.connect))).toMatchObject({ _tag: "EBADF" })
+      const file = yield* VhostUser.make({ fd: 12345 })
+      expect(yield* Effect.flip(Effect.scoped(file.connect))).toMatchObject({ _tag: "EBADF" })
+    }))
+
+  onDaemon(`${CYCLES} times leaves the process as it was`, () =>
+    Effect.gen(function*() {
+      const { daemon } = yield* serveRaw(MiB, { numQueues: 2 })
+      const before = Resources.count()
+      for (let cycle = 0; cycle < CYCLES; cycle++) {
+        yield* Effect.scoped(Effect.gen(function*() {
+          const disk = yield* open(daemon.socketPath, { numQueues: 2, queueSize: 16 })
+          const region = yield* disk.allocate(4 * KiB)
+          yield* disk.queue(cycle % 2).read(0, region.bytes)
+        }))
+        if (cycle % 100 === 0) expect(Resources.count()).toStrictEqual(before)
+      }
+    }), 120_000)
+
+  onDaemon(
+    "interrupted at any moment leaves the process and the daemon as they were",
+    () =>
+      withSeed((random) =>
+        Effect.gen(function*() {
+          const { daemon } = yield* serveRaw(MiB, { numQueues: 2 })
+          const before = Resources.count()
+          const session = Effect.scoped(Effect.gen(function*() {
+            const disk = yield* open(daemon.socketPath, { numQueues: 1, numPollQueues: 1, queueSize: 16 })
+            const region = yield* disk.allocate(64 * KiB)
+            const read = { _tag: "read", offset: 0, buffer: region.bytes.subarray(0, 4 * KiB) } as const
+            yield* Effect.forEach([disk.queue(0), disk.pollQueue(0)], (queue) =>
+              Effect.all([
+                Stream.runDrain(queue.process(Stream.fromIterable(Array.from({ length: 100 }, () => read)))),
+                Effect.forEach(Array.from({ length: 40 }), () => queue.write(0, read.buffer, 1), {
+                  concurrency: "unbounded",
+                  discard: true
+                }),
+                Effect.andThen(
+                  queue.submit(Array.from({ length: 20 }, () => read)),
+                  Effect.scoped(disk.allocate(4 * KiB))
+                )
+              ], { concurrency: "unbounded", discard: true }), { concurrency: "unbounded", discard: true })
+          }))
+          let interrupted = 0
+          for (let i = 0; i < INTERRUPTIONS; i++) {
+            const running = yield* Effect.forkChild(session, { startImmediately: true })
+            // Some moments lie between two turns of the event loop, others in the middle of the I/O.
+            const turns = random(40)
+            for (let turn = 0; turn < turns; turn++) yield* Effect.yieldNow
+            if (random(2) === 0) yield* Effect.sleep(random(12))
+            yield* Fiber.interrupt(running)
+            const exit = yield* Fiber.await(running)
+            if (Exit.isFailure(exit)) {
+              interrupted++
+              expect(Cause.hasInterruptsOnly(exit.cause) ? "" : Cause.pretty(exit.cause)).toBe("")
+            }
+            expect(Resources.count()).toStrictEqual(before)
+          }
+          expect(interrupted).toBeGreaterThan(INTERRUPTIONS / 4)
+          // The daemon has let go of every one of them.
+          yield* session
+        })
+      ),
+    60_000
+  )
+
+  onDaemon(
+    "interrupting a request gives its buffer back only when the device has let go of it",
+    () =>
+      Effect.gen(function*() {
+        const daemon = yield* serve({ exports: [slowDisk(200)] })
+        const disk = yield* open(daemon.socketPath, { queueSize: 2 })
+        const region = yield* disk.allocate(4 * KiB)
+        const reading = yield* Effect.forkChild(disk.queue(0).read(0, region.bytes), { startImmediately: true })
+        const interrupting = yield* Effect.forkChild(Fiber.interrupt(reading), { startImmediately: true })
+        yield* Effect.sleep(20)
+        expect(reading.pollUnsafe()).toBeUndefined()
+        yield* Fiber.join(interrupting)
+        expect(reading.pollUnsafe()).toBeDefined()
+        // Those who wait in line leave at once.
+        const more = yield* Effect.forEach(
+          Array.from({ length: 4 }),
+          () => Effect.forkChild(disk.queue(0).read(0, region.bytes), { startImmediately: true })
+        )
+        yield* Fiber.interrupt(more[3]!)
+        yield* Fiber.interrupt(more[2]!)
+        expect(more[0]!.pollUnsafe()).toBeUndefined()
+        yield* Effect.forEach(more.slice(0, 2), (fiber) => Fiber.join(fiber))
+        yield* disk.queue(0).read(0, region.bytes)
+      })
+  )
+
+  onDaemon(
+    "two devices in one process, and one in another process, work at the same time",
+    () =>
+      Effect.gen(function*() {
+        const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
+        const disk = { image: { _tag: "null-co", size: 64 * MiB, readZeroes: true } } as const
+        const daemon = yield* serve({ exports: [disk, disk, disk] })
+        const bench = yield* Effect.forkChild(
+          spawner.string(ChildProcess.make(process.execPath, [
+            "src/cli/main.ts",
+            "bench",
+            `virtio-blk-vhost-user,path=${daemon.exports[2]!.socketPath}`,
+            "--runtime",
+            "1",
+            "--iodepth",
+            "32",
+            "--json"
+          ], { stderr: "ignore" })),
+          { startImmediately: true }
+        )
+        const drive = (path: string) =>
+          Effect.scoped(Effect.gen(function*() {
+            const device = yield* open(path)
+            const region = yield* device.allocate(4 * KiB)
+            const read = { _tag: "read", offset: 0, buffer: region.bytes } as const
+            return yield* device.queue(0).process(Stream.fromIterable(Array.from({ length: 20_000 }, () => read))).pipe(
+              Stream.runFold(() => 0, (count, { error }) => count + (error === undefined ? 1 : 0))
+            )
+          }))
+        const counts = yield* Effect.forEach(daemon.exports.slice(0, 2), ({ socketPath }) => drive(socketPath), {
+          concurrency: "unbounded"
+        })
+        expect(counts).toStrictEqual([20_000, 20_000])
+        const report: unknown = JSON.parse(yield* Fiber.join(bench))
+        expect(report).toMatchObject({ aggregate: { errors: 0 } })
+      })
+  )
+
+  onDaemon("a device stays usable while another one of the same daemon is stopped", () =>
+    Effect.gen(function*() {
+      const disk = { image: { _tag: "null-co", size: 64 * MiB, readZeroes: true } } as const
+      const daemon = yield* serve({ exports: [disk, disk] })
+      const kept = yield* open(daemon.exports[0].socketPath)
+      for (let i = 0; i < 5; i++) {
+        yield* Effect.scoped(Effect.flatMap(at(daemon.exports[1]!.socketPath), ({ connect }) => connect))
+        yield* kept.queue(0).writeZeroes(0, 4 * KiB)
+      }
+    }))
+})
