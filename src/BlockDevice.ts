@@ -1,15 +1,39 @@
 /**
  * The block device as a service: what applications ask for.
  *
- * A driver makes one (`VirtioBlk.layer`); a program reads and writes it through its queues, with buffers in memory regions
- * that the device may access.
+ * A block device is a started device with its queues and regions, and a {@link BlockStore} on top of it, by blocks and by
+ * bytes. A queue takes one request as it is, with a buffer that the device can reach. The store's calls take ordinary memory,
+ * split at the device's limits, and spread over the queues; what the device cannot reach goes through a pool of bounce
+ * buffers that is bounded and is allocated when it is first needed.
+ *
+ * Interrupting a call that uses a bounce buffer lets go of the caller's memory at once; the bounce buffer is used again when
+ * the device has let go of it.
  *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type BlockStore, checkRange, lengthOf, type StoreError } from "./BlockStore/BlockStore.ts"
+import * as ByteAccess from "./BlockStore/ByteAccess.ts"
 import type { StartedDevice } from "./Driver/StartedDevice.ts"
+import * as Errno from "./Errno.ts"
+import { type IoQueue, type RangeError, type ReadError, RequestFlag, type WriteError } from "./Queue/IoQueue.ts"
 
 export type { ConfigChange, ConfigError, MapError, StartedDevice } from "./Driver/StartedDevice.ts"
+
+/**
+ * A block device: queues and regions, and a store by blocks and by bytes over them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Device
+  extends StartedDevice, Omit<BlockStore, "writeZeroes" | "discard" | "capacity">, ByteAccess.ByteAccess
+{}
 
 /**
  * The block device of a program. A program with several keeps their values (`VirtioBlk.make`), or makes a key for each:
@@ -26,10 +50,253 @@ export type { ConfigChange, ConfigError, MapError, StartedDevice } from "./Drive
  * @category services
  * @since 0.1.0
  */
-export class BlockDevice extends Context.Service<BlockDevice, StartedDevice>()("effect-blkio/BlockDevice") {
+export class BlockDevice extends Context.Service<BlockDevice, Device>()("effect-blkio/BlockDevice") {
   /** Makes a further key for a block device. */
   static readonly Tag =
     <Self>() =>
-    <const Id extends string>(id: Id): Context.ServiceClass<Self, `effect-blkio/BlockDevice/${Id}`, StartedDevice> =>
-      Context.Service<Self, StartedDevice>()(`effect-blkio/BlockDevice/${id}`)
+    <const Id extends string>(id: Id): Context.ServiceClass<Self, `effect-blkio/BlockDevice/${Id}`, Device> =>
+      Context.Service<Self, Device>()(`effect-blkio/BlockDevice/${id}`)
+}
+
+/** Bytes of one bounce buffer, and how many there are: 8 MiB in all. */
+const BOUNCE_BYTES = 131072
+const BOUNCE_BUFFERS = 64
+/** Parts of one call that are in flight at once. */
+const PARTS_IN_FLIGHT = 8
+/** The longest part that needs no bounce buffer: keeps one call from holding a queue for long. */
+const DIRECT_BYTES = 2 ** 20
+/** A range's sectors travel in 32 bits, and a range's end should be aligned as its start is. */
+const MAX_RANGE_BYTES = 2 ** 31
+
+/**
+ * Makes a block device of a started device. The pool of bounce buffers belongs to the Scope.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromStarted = Effect.fnUntraced(function*(
+  device: StartedDevice
+): Effect.fn.Return<Device, never, Scope.Scope> {
+  const { driver, path } = yield* device.properties.getAll
+  const { rules } = device
+  const scope = yield* Effect.scope
+  const all = [...device.queues, ...device.pollQueues]
+  let turn = 0
+  /** The queues take turns. */
+  const queue = (): IoQueue => all[turn++ % all.length] ?? device.queue(0)
+
+  const limit = (most: number, stated: number): number => {
+    const smaller = stated === 0 ? most : Math.min(most, stated)
+    return Math.max(rules.requestAlignment, smaller - smaller % rules.requestAlignment)
+  }
+  const parts = (
+    offset: number,
+    length: number,
+    most: number,
+    each: (at: number, length: number) => Effect.Effect<void, StoreError>
+  ): Effect.Effect<void, StoreError> => {
+    if (length <= most) return each(offset, length)
+    const starts = Array.from({ length: Math.ceil(length / most) }, (_, i) => offset + i * most)
+    return Effect.forEach(starts, (at) => each(at, Math.min(most, offset + length - at)), {
+      concurrency: PARTS_IN_FLIGHT,
+      discard: true
+    })
+  }
+
+  const pool = yield* Effect.cached(
+    Effect.gen(function*() {
+      const bounceBytes = limit(BOUNCE_BYTES, rules.maxSegmentLength)
+      const { bytes } = yield* device.allocate(bounceBytes * BOUNCE_BUFFERS)
+      const free = yield* Queue.unbounded<Uint8Array>()
+      for (let i = 0; i < BOUNCE_BUFFERS; i++) {
+        Queue.offerUnsafe(free, bytes.subarray(i * bounceBytes, (i + 1) * bounceBytes))
+      }
+      return free
+    }).pipe(
+      Effect.mapError((cause) => asStoreError(cause, "bounce buffers cannot be had")),
+      Scope.provide(scope)
+    )
+  )
+  /** Runs a request with a bounce buffer, which is free again when the request has ended, whoever still waits for it. */
+  const bounced = (
+    request: (bounce: Uint8Array) => Effect.Effect<void, StoreError>,
+    finish: (bounce: Uint8Array) => void
+  ): Effect.Effect<void, StoreError> =>
+    Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+      const free = yield* restore(pool)
+      const bounce = yield* restore(Queue.take(free))
+      // Detached, since a request ends on its own: with the device at the latest.
+      const fiber = yield* Effect.forkDetach(request(bounce), { startImmediately: true })
+      const release = () => {
+        Queue.offerUnsafe(free, bounce)
+      }
+      const exit = yield* Effect.onInterrupt(
+        restore(Fiber.await(fiber)),
+        () => Effect.sync(() => fiber.addObserver(release))
+      )
+      if (exit._tag === "Success") finish(bounce)
+      release()
+      return yield* exit
+    }))
+
+  const isDirect = (buffers: ReadonlyArray<Uint8Array>) =>
+    buffers.every((buffer) => buffer.length % rules.requestAlignment === 0 && device.reaches(buffer))
+
+  /** Sends buffers that the device reaches, one after another. */
+  const direct = (
+    offset: number,
+    buffers: ReadonlyArray<Uint8Array>,
+    request: (at: number, buffer: Uint8Array) => Effect.Effect<void, StoreError>
+  ): Effect.Effect<void, StoreError> => {
+    let at = offset
+    const placed = buffers.filter(({ length }) => length > 0).map((buffer) => {
+      const start = at
+      at += buffer.length
+      return { start, buffer }
+    })
+    const most = limit(limit(DIRECT_BYTES, rules.maxSegmentLength), rules.maxTransfer)
+    return Effect.forEach(
+      placed,
+      ({ buffer, start }) =>
+        parts(
+          start,
+          buffer.length,
+          most,
+          (from, length) => request(from, buffer.subarray(from - start, from - start + length))
+        ),
+      {
+        concurrency: PARTS_IN_FLIGHT,
+        discard: true
+      }
+    )
+  }
+
+  const readAt = (at: number, buffer: Uint8Array) => storeErrors(queue().read(at, buffer))
+  const writeAt = (flags: number) => (at: number, buffer: Uint8Array) => storeErrors(queue().write(at, buffer, flags))
+  const mostBounced = () => limit(limit(BOUNCE_BYTES, rules.maxSegmentLength), rules.maxTransfer)
+
+  const store: BlockStore = {
+    id: `${driver},path=${path}`,
+    get capacity() {
+      return rules.capacity
+    },
+    blockSize: rules.requestAlignment,
+    readOnly: rules.readOnly,
+    limits: { maxTransfer: Infinity, maxDiscard: Infinity, maxWriteZeroes: Infinity },
+    read: (offset, buffers) =>
+      Effect.suspend(() => {
+        const length = lengthOf(buffers)
+        const wrong = checkRange(store, "read", offset, length, { writes: false, limit: Infinity })
+        if (wrong !== undefined) return Effect.fail(wrong)
+        if (isDirect(buffers)) return direct(offset, buffers, readAt)
+        return parts(offset, length, mostBounced(), (at, partLength) =>
+          bounced(
+            (bounce) => readAt(at, bounce.subarray(0, partLength)),
+            (bounce) => scatter(bounce.subarray(0, partLength), buffers, at - offset)
+          ))
+      }),
+    write: (offset, buffers, { fua = false } = {}) =>
+      Effect.suspend(() => {
+        const length = lengthOf(buffers)
+        const wrong = checkRange(store, "write", offset, length, { writes: true, limit: Infinity })
+        if (wrong !== undefined) return Effect.fail(wrong)
+        const write = writeAt(fua ? RequestFlag.FUA : 0)
+        if (isDirect(buffers)) return direct(offset, buffers, write)
+        return parts(offset, length, mostBounced(), (at, partLength) =>
+          bounced((bounce) => {
+            const part = bounce.subarray(0, partLength)
+            gather(part, buffers, at - offset)
+            return write(at, part)
+          }, () => {}))
+      }),
+    writeZeroes: (offset, length, { fua = false, noFallback = false, noUnmap = false } = {}) =>
+      Effect.suspend(() => {
+        const wrong = checkRange(store, "writeZeroes", offset, length, { writes: true, limit: Infinity })
+        if (wrong !== undefined) return Effect.fail(wrong)
+        const fuaFlag = fua ? RequestFlag.FUA : 0
+        const flags = fuaFlag | (noUnmap ? RequestFlag.NO_UNMAP : 0) | (noFallback ? RequestFlag.NO_FALLBACK : 0)
+        const zeroes = parts(offset, length, limit(MAX_RANGE_BYTES, rules.maxWriteZeroesLength), (at, partLength) =>
+          storeErrors(queue().writeZeroes(at, partLength, flags)))
+        if (noFallback) {
+          return zeroes
+        }
+        const write = writeAt(fuaFlag)
+        return Effect.catchTag(zeroes, "ENOTSUP", () =>
+          parts(offset, length, mostBounced(), (at, partLength) =>
+            bounced((bounce) =>
+              write(at, bounce.subarray(0, partLength).fill(0)), () => {})))
+      }),
+    discard: (offset, length) =>
+      Effect.suspend(() => {
+        const wrong = checkRange(store, "discard", offset, length, { writes: true, limit: Infinity })
+        if (wrong !== undefined) return Effect.fail(wrong)
+        return parts(offset, length, limit(MAX_RANGE_BYTES, rules.maxDiscardLength), (at, partLength) =>
+          storeErrors(queue().discard(at, partLength)))
+      }),
+    flush: Effect.suspend(() => storeErrors(queue().flush())),
+    capacityChanges: Stream.map(device.configChanges, ({ capacity }) => capacity)
+  }
+
+  return {
+    ...device,
+    ...store,
+    ...ByteAccess.make(store),
+    // Spreading has read it once; it changes.
+    get capacity() {
+      return rules.capacity
+    }
+  }
+})
+
+/** Copies from one piece of memory to the part of several buffers that begins at `position`. */
+const scatter = (from: Uint8Array, buffers: ReadonlyArray<Uint8Array>, position: number): void =>
+  overlapping(
+    buffers,
+    position,
+    from.length,
+    (buffer, start, at, length) => buffer.set(from.subarray(at, at + length), start)
+  )
+
+/** Copies the part of several buffers that begins at `position` to one piece of memory. */
+const gather = (to: Uint8Array, buffers: ReadonlyArray<Uint8Array>, position: number): void =>
+  overlapping(
+    buffers,
+    position,
+    to.length,
+    (buffer, start, at, length) => to.set(buffer.subarray(start, start + length), at)
+  )
+
+/** Calls `each` for every buffer that has a share in `length` bytes from `position` of all of them together. */
+const overlapping = (
+  buffers: ReadonlyArray<Uint8Array>,
+  position: number,
+  length: number,
+  each: (buffer: Uint8Array, start: number, at: number, length: number) => void
+): void => {
+  let begin = 0
+  for (const buffer of buffers) {
+    const from = Math.max(begin, position)
+    const to = Math.min(begin + buffer.length, position + length)
+    if (from < to) each(buffer, from - begin, from - position, to - from)
+    begin += buffer.length
+  }
+}
+
+const storeErrors = (
+  effect: Effect.Effect<void, ReadError | WriteError | RangeError>
+): Effect.Effect<void, StoreError> =>
+  Effect.catchTag(effect, "EFAULT", (cause) => Effect.fail(asStoreError(cause, "a buffer was unmapped meanwhile")))
+
+const asStoreError = (cause: Errno.Any, detail: string): StoreError => {
+  switch (cause._tag) {
+    case "ENOSPC":
+    case "ENOTCONN":
+    case "ETIMEDOUT":
+    case "EPROTO":
+    case "ENODEV":
+    case "ESHUTDOWN":
+      return cause
+    default:
+      return new Errno.EIO({ operation: "block device", detail, cause })
+  }
 }

@@ -18,7 +18,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { BlockDevice } from "./BlockDevice.ts"
+import { BlockDevice, type Device, fromStarted } from "./BlockDevice.ts"
 import {
   type ConnectDeviceError,
   type ConnectedDevice,
@@ -26,7 +26,6 @@ import {
   type StartError,
   type StartOptions
 } from "./Driver/Lifecycle.ts"
-import type { StartedDevice } from "./Driver/StartedDevice.ts"
 import * as Errno from "./Errno.ts"
 import { Properties, type Settable } from "./Properties/Properties.ts"
 import { type Recipe, Transport } from "./Transport/Transport.ts"
@@ -120,17 +119,18 @@ const connect = Effect.fn("VirtioBlk.connect")(function*(
 const start = Effect.fn("VirtioBlk.start")(function*(
   device: ConnectedDevice,
   { closeTimeout, deviceTimeout, numPollQueues, numQueues, queueSize, waiting }: StartedOptions
-): Effect.fn.Return<StartedDevice, StartError, Scope.Scope> {
+): Effect.fn.Return<Device, StartError, Scope.Scope> {
   const settings: { -readonly [K in keyof Settable<"connected">]: Settable<"connected">[K] } = {}
   if (numQueues !== undefined) settings.numQueues = numQueues
   if (numPollQueues !== undefined) settings.numPollQueues = numPollQueues
   if (queueSize !== undefined) settings.queueSize = queueSize
   yield* device.properties.set(settings)
-  return yield* device.start({
+  const started = yield* device.start({
     ...(waiting === undefined ? {} : { waiting }),
     ...(deviceTimeout === undefined ? {} : { deviceTimeout }),
     ...(closeTimeout === undefined ? {} : { closeTimeout })
   })
+  return yield* fromStarted(started)
 })
 
 /**
@@ -142,7 +142,7 @@ const start = Effect.fn("VirtioBlk.start")(function*(
 export const make = (
   transport: Recipe,
   options: Options = {}
-): Effect.Effect<StartedDevice, ConnectDeviceError | StartError, Scope.Scope> =>
+): Effect.Effect<Device, ConnectDeviceError | StartError, Scope.Scope> =>
   checkShape(options).pipe(
     Effect.andThen(connect(transport, options)),
     Effect.flatMap((device) => start(device, options))

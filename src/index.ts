@@ -6,6 +6,7 @@
  * @since 0.1.0
  */
 export { BlockDevice } from "./BlockDevice.ts"
+export * as BlockStore from "./BlockStore/BlockStore.ts"
 export * as Errno from "./Errno.ts"
 export * as MemoryRegion from "./Memory/MemoryRegion.ts"
 export { Properties } from "./Properties/Properties.ts"

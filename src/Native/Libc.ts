@@ -2,7 +2,8 @@
  * The C library's calls, bound by koffi.
  *
  * Only calls that return at once are bound, and descriptors are opened non-blocking and close-on-exec, so that nothing
- * here blocks the event loop, occupies a thread of the pool or leaks into a child process. Calls of the control plane
+ * here blocks the event loop, occupies a thread of the pool or leaks into a child process. The two exceptions,
+ * {@link fallocate} and {@link seek}, wait for the disk: they run on the thread pool. Calls of the control plane
  * throw {@link SyscallError}; the two of the data plane ({@link signalEventFd}, {@link drainEventFd}) answer with a
  * number, because an exception per request would cost more than the call.
  *
@@ -281,4 +282,85 @@ const attachedDescriptors = (control: DataView): ReadonlyArray<number> => {
     at += Math.ceil(length / 8) * 8
   }
   return fds
+}
+
+/** What happens to a range of a file (include/uapi/linux/falloc.h). */
+export const FALLOC_FL_KEEP_SIZE = 0x01
+/** The range becomes a hole: it takes no room and reads as zeroes. */
+export const FALLOC_FL_PUNCH_HOLE = 0x02
+/** The range reads as zeroes and keeps its room. */
+export const FALLOC_FL_ZERO_RANGE = 0x10
+
+/** From the end of a file (include/uapi/linux/fs.h). */
+export const SEEK_END = 2
+/** To the next byte that is not in a hole. */
+export const SEEK_DATA = 3
+/** To the next hole; the end of the file counts as one. */
+export const SEEK_HOLE = 4
+
+type PooledCall = (
+  args: ReadonlyArray<number>,
+  done: (result: number, errno: number) => void
+) => void
+
+/** koffi throws above 256 calls in the air (`max_async_calls`), and the pool has 4 threads unless told otherwise. */
+const MAX_POOLED_CALLS = 64
+
+let pooledCalls = 0
+const waitingCalls: Array<() => void> = []
+
+/** Binds a call that runs on the thread pool, with its own errno; calls beyond {@link MAX_POOLED_CALLS} wait in line. */
+const bindPooled = (definition: string): PooledCall => {
+  const call = libc.func(definition)
+  return (args, done) => {
+    const start = () => {
+      pooledCalls++
+      call.async(...args, (_: unknown, result: number) => {
+        // koffi keeps the errno of the thread for as long as this callback runs, so it is read before anything else.
+        const errno = result < 0 ? koffi.errno() : 0
+        pooledCalls--
+        waitingCalls.shift()?.()
+        done(result, errno)
+      })
+    }
+    if (pooledCalls < MAX_POOLED_CALLS) start()
+    else waitingCalls.push(start)
+  }
+}
+
+const pooled = {
+  fallocate: bindPooled("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
+  lseek: bindPooled("int64_t lseek(int fd, int64_t offset, int whence)")
+}
+
+/** Changes the allocation of a range of a file (`man 2 fallocate`), on the thread pool. Answers 0 or the errno. */
+export const fallocate = (
+  fd: number,
+  mode: number,
+  offset: number,
+  length: number,
+  done: (errno: number) => void
+): void => pooled.fallocate([fd, mode, offset, length], (_, errno) => done(errno))
+
+/**
+ * Moves a descriptor's own position (`man 2 lseek`), on the thread pool. Answers where it is then, in bytes, and 0 or the
+ * errno. Calls that name their position, as preadv and pwritev do, take no notice.
+ */
+export const seek = (
+  fd: number,
+  offset: number,
+  whence: number,
+  done: (position: number, errno: number) => void
+): void => pooled.lseek([fd, offset, whence], done)
+
+/** Tells how many bytes past a multiple of `alignment` a buffer lies in memory. The buffer must lie outside V8's heap. */
+export const misalignment = (buffer: Uint8Array, alignment: number): number =>
+  Number(koffi.address(buffer) % BigInt(alignment))
+
+/** Allocates zeroed memory at a multiple of `alignment` bytes, as direct I/O demands. */
+export const alignedMemory = (length: number, alignment: number): Uint8Array<ArrayBuffer> => {
+  const memory = new Uint8Array(new ArrayBuffer(length + alignment))
+  const past = misalignment(memory, alignment)
+  const start = past === 0 ? 0 : alignment - past
+  return memory.subarray(start, start + length)
 }

@@ -168,7 +168,7 @@ const MAX_UINT32 = 2 ** 32 - 1
 const MAX_CHAIN_DATA = 2 ** 32 - REQUEST_HEADER_BYTES - STATUS_BYTES
 
 /** How many bytes of the disk a request covers. */
-export const lengthOf = (request: Request): number => {
+const lengthOf = (request: Request): number => {
   switch (request._tag) {
     case "read":
     case "write":

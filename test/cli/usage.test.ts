@@ -37,7 +37,7 @@ describe("wrong usage", () => {
     ["fd that is no number", "EINVAL: device: fd = ", ["info", "virtio-blk-vhost-user,fd="]],
     ["negative fd", "EINVAL: device: fd = -1", ["info", "virtio-blk-vhost-user,fd=-1"]],
     ["unknown flag", "EINVAL: Unrecognized flag: --fast", ["info", DEVICE, "--fast"]],
-    ["unknown command", "EINVAL: Unknown subcommand \"copy\"", ["copy", DEVICE]],
+    ["unknown command", "EINVAL: Unknown subcommand \"format\"", ["format", DEVICE]],
     ["no device", "EINVAL: Missing required argument: DEVICE", ["info"]],
     ["two devices", "EINVAL: Unexpected positional argument", ["info", DEVICE, DEVICE]],
     ["flag without a value", "EINVAL: Missing value for flag --iodepth", ["bench", DEVICE, "--iodepth"]],
@@ -81,7 +81,7 @@ describe("without a device", () => {
     }))
 
   it.live.each<readonly [ReadonlyArray<string>, ReadonlyArray<string>]>([
-    [["--help"], ["USAGE", "info", "bench"]],
+    [["--help"], ["USAGE", "info", "properties", "copy", "compare", "hash", "bench"]],
     [["info", "--help"], ["blkio info", "DEVICE", "--json"]],
     [["bench", "--help"], [
       "--readwrite",

@@ -4,7 +4,7 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 
 /** What a run left behind. */
-export interface Outcome {
+interface Outcome {
   /** The exit code, or the signal that ended it. */
   readonly exit: number | string
   readonly stdout: string

@@ -1,0 +1,64 @@
+/** What tests of commands on stores need: images whose content is known, and exports of them. */
+import { Effect, FileSystem, Path } from "effect"
+import { execFileSync } from "node:child_process"
+import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs"
+import type { QemuStorageDaemon } from "../../src/testing/index.ts"
+import { MiB, randomNumbers, serve } from "../support/daemon.ts"
+
+/** The DEVICE at a socket. */
+export const deviceOn = (path: string): string => `virtio-blk-vhost-user,path=${path.replaceAll(",", ",,")}`
+
+/** A folder that goes with the Scope; answers with the path of a name in it. */
+export const folder = Effect.gen(function*() {
+  const { join } = yield* Path.Path
+  const directory = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped({ prefix: "blkio-cli-" })
+  return (name: string) => join(directory, name)
+})
+
+/** Bytes without a zero among them: a hole that is not there cannot hide. */
+export const noise = (length: number, seed = 1): Uint8Array => {
+  const below = randomNumbers(seed)
+  const block = Uint8Array.from({ length: 65_536 }, () => 1 + below(255))
+  return new Uint8Array(length).map((_, i) => block[(i + (i >>> 16)) % block.length]!)
+}
+
+/** Makes a sparse image with bytes at some offsets. */
+export const writeImage = (
+  path: string,
+  size: number,
+  contents: ReadonlyArray<readonly [offset: number, bytes: Uint8Array]>
+): void => {
+  const fd = openSync(path, "w")
+  ftruncateSync(fd, size)
+  for (const [offset, bytes] of contents) writeSync(fd, bytes, 0, bytes.length, offset)
+  closeSync(fd)
+}
+
+/** An image of 32 MiB: data at both ends, a hole, data across a chunk's edge, a lone block, and written zeroes. */
+export const writeTypicalImage = (path: string): void =>
+  writeImage(path, 32 * MiB, [
+    [0, noise(MiB / 2, 1)],
+    [5 * MiB - 4096, noise(2 * MiB, 2)],
+    [12 * MiB + 512, noise(512, 3)],
+    [20 * MiB, new Uint8Array(MiB)],
+    [32 * MiB - 65_536, noise(65_536, 4)]
+  ])
+
+/** What a file takes on the disk, in bytes. */
+export const allocatedBytes = (path: string): number => statSync(path).blocks * 512
+
+/** Runs a program of the system; throws what it said where it fails. */
+export const run = (program: string, ...args: ReadonlyArray<string>): string =>
+  execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] })
+
+/** Whether two files are the same, byte for byte. */
+export const sameFiles = (a: string, b: string): boolean => readFileSync(a).equals(readFileSync(b))
+
+/** Serves one image; answers with its DEVICE and the daemon. */
+export const serveOne = Effect.fnUntraced(function*(
+  image: QemuStorageDaemon.Image,
+  options: Partial<Omit<QemuStorageDaemon.Export, "image">> = {}
+) {
+  const daemon = yield* serve({ exports: [{ image, ...options }] })
+  return { daemon, device: deviceOn(daemon.socketPath) }
+})
