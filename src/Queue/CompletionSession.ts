@@ -51,8 +51,10 @@ export class CompletionSession<R extends Request> implements Owner {
   #waitingRequests = 0
   /** Those who wait for completions to be taken before they submit more. */
   readonly #unread = new Set<() => void>()
-  /** Those who wait for completions. */
+  /** Those who wait for completions by hand. */
   readonly #readers = new Set<() => void>()
+  /** The stream's consumer, while it waits. */
+  #consumer: (() => void) | undefined
   #wakeIsDue = false
   /** Whether a reader is looking at the ring and takes what is found. */
   #isTaking = false
@@ -157,17 +159,20 @@ export class CompletionSession<R extends Request> implements Owner {
   #wakeReaders(): void {
     if (this.#wakeIsDue) return
     this.#wakeIsDue = true
-    this.#engine.afterBatch(() => {
-      this.#wakeIsDue = false
-      for (const reader of Array.from(this.#readers)) reader()
-      // The device does not signal what the engine found by itself.
-      if (this.#ready.length > 0 && !this.#isTaking) this.#engine.signalForeign()
-    })
+    this.#engine.afterBatch(this.#wake)
+  }
+
+  readonly #wake = (): void => {
+    this.#wakeIsDue = false
+    this.#consumer?.()
+    if (this.#readers.size > 0) { for (const reader of Array.from(this.#readers)) reader() }
+    // The device does not signal what the engine found by itself.
+    if (this.#ready.length > 0 && !this.#isTaking) this.#engine.signalForeign()
   }
 
   /** Has readers look again, since what they wait for may never come. */
   reconsider(): void {
-    if (this.#readers.size > 0) this.#wakeReaders()
+    if (this.#readers.size > 0 || this.#consumer !== undefined) this.#wakeReaders()
   }
 
   /** Records how the requests ended: no more will come. */
@@ -184,23 +189,35 @@ export class CompletionSession<R extends Request> implements Owner {
       this.#unread.clear()
       for (const resume of proceed) resume()
     }
-    this.reconsider()
+    if (this.#readers.size > 0) this.reconsider()
     return taken
   }
 
-  /** The pull of a stream of completions; `E` is what {@link end} may carry. */
+  /** The pull of a stream of completions; `E` is what {@link end} may carry. One fiber at a time may use it. */
   pull<E>(): Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> {
-    const once: Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> = Effect.suspend(() => {
+    type Outcome = Exit.Exit<NonEmpty<Completion<R>>, E | DeviceFailure>
+    const look = (): Outcome | undefined => {
       // Not empty, as its length was looked at.
       if (this.#ready.length > 0) return Exit.succeed(this.#take(Infinity) as NonEmpty<Completion<R>>)
-      if (this.#inFlight === 0) {
-        if (this.#lost !== undefined) return Exit.fail(this.#lost)
-        if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
-        if (this.#engine.failure !== undefined) return Exit.fail(this.#engine.failure)
-      }
-      return Effect.andThen(this.#wait, once)
+      if (this.#inFlight > 0) return undefined
+      if (this.#lost !== undefined) return Exit.fail(this.#lost)
+      if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
+      return this.#engine.failure === undefined ? undefined : Exit.fail(this.#engine.failure)
+    }
+    const forget = Effect.sync(() => {
+      this.#consumer = undefined
     })
-    return once
+    // The consumer is resumed with what it waits for, not to look for it: a fiber that waits twice costs twice.
+    const wait = Effect.callback((resume: (outcome: Outcome) => void) => {
+      this.#consumer = () => {
+        const outcome = look()
+        if (outcome === undefined) return
+        this.#consumer = undefined
+        resume(outcome)
+      }
+      return forget
+    })
+    return Effect.suspend(() => look() ?? wait)
   }
 
   /** Waits until something has happened that a reader may want to see. */

@@ -256,7 +256,7 @@ const process = <R extends Request, E, R2>(
       const session = new CompletionSession<R>(engine)
       engine.retain()
       // Requests may be silent, and nothing in flight, when the device dies.
-      const forget = engine.when(() => engine.failure !== undefined, () => session.reconsider())
+      const forget = engine.onFailure(() => session.reconsider())
       const end = Effect.sync(() => {
         forget()
         engine.release()

@@ -123,6 +123,7 @@ export class QueueEngine {
   readonly #addresses: Array<number> = []
   readonly #lengths: Array<number> = []
   readonly #line = new Set<Waiter>()
+  readonly #failureListeners = new Set<() => void>()
   readonly #conditions = new Map<() => void, () => boolean>()
   #after: Array<() => void> = []
   #watch: Poll.Watch | undefined
@@ -237,6 +238,12 @@ export class QueueEngine {
     return () => this.#conditions.delete(callback)
   }
 
+  /** Calls `listener` when the device is given up; answers how to stop listening. */
+  onFailure(listener: () => void): () => void {
+    this.#failureListeners.add(listener)
+    return () => this.#failureListeners.delete(listener)
+  }
+
   /** Tells whether a request in flight uses memory of `buffer`. */
   uses(buffer: ArrayBufferLike): boolean {
     return this.#requests.some((request) =>
@@ -294,6 +301,7 @@ export class QueueEngine {
       const request = requests[slot]
       if (owner !== undefined && request !== undefined) owner.completed(request, failure)
     }
+    for (const listener of Array.from(this.#failureListeners)) listener()
     this.#callAfter()
     this.#checkConditions()
     this.stop()
