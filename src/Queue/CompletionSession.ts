@@ -92,9 +92,17 @@ export class CompletionSession<R extends Request> implements Owner {
     return Effect.callback((resume: Resume) => {
       if (this.#engine.failure !== undefined) return resume(Exit.fail(this.#engine.failure))
       if (this.isFull) {
-        const proceed = () => resume(Exit.void)
+        const leave = () => {
+          this.#unread.delete(proceed)
+          forget()
+        }
+        const proceed = () => {
+          leave()
+          resume(Exit.void)
+        }
+        const forget = this.#engine.onFailure(proceed)
         this.#unread.add(proceed)
-        return Effect.sync(() => this.#unread.delete(proceed))
+        return Effect.sync(leave)
       }
       const waiter: Waiter = {
         place: () => batch.place(),

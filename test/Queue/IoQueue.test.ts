@@ -785,6 +785,16 @@ describe("process", () => {
         expect(tagOf(yield* Fiber.join(stream))).toBe("ENOTCONN")
       })))
 
+  it.live("fails a submitter by hand who waits for completions to be taken, without anybody taking them", () =>
+    using({}, ({ buffer, engine, queue }) =>
+      Effect.gen(function*() {
+        const bytes = buffer(512)
+        const submitter = yield* queue.submit(Array.from({ length: 100 }, () => read(0, bytes))).pipe(Effect.exit, fork)
+        yield* turns(10)
+        engine.fail(gone())
+        expect(tagOf(yield* Fiber.join(submitter))).toBe("ENOTCONN")
+      })))
+
   it.live("fails when the device dies while its consumer holds it up", () =>
     using({}, ({ buffer, engine, queue }) =>
       Effect.gen(function*() {
