@@ -61,7 +61,7 @@ const DEFAULT_DEPTH = 8
  *   yield* BlockStore.contents(store).pipe(Stream.runForEach((bytes) => Effect.sync(() => hash.update(bytes))))
  *   return hash.digest("hex")
  * })
- * console.log(Effect.runSync(program).slice(0, 16)) // => "30e14955ebf13522"
+ * console.log((await Effect.runPromise(program)).slice(0, 16)) // => "30e14955ebf13522"
  * ```
  *
  * @category reading
@@ -94,9 +94,9 @@ export const contents = (
  *   const one = yield* BlockStore.memory({ capacity: 1 << 20 })
  *   const other = yield* BlockStore.memory({ capacity: 1 << 20 })
  *   yield* other.write(4096, [new Uint8Array(512).fill(1, 7)])
- *   return Option.getOrNull(yield* BlockStore.compare(one, other))
+ *   return Option.map(yield* BlockStore.compare(one, other), ({ offset }) => offset)
  * })
- * console.log(Effect.runSync(program)) // => { offset: 4103, reason: "content" }
+ * console.log(Option.getOrNull(await Effect.runPromise(program))) // => 4103
  * ```
  *
  * @category comparing

@@ -94,22 +94,26 @@ export const copy = (
     const progress = (): CopyProgress => ({ copied, zeroes, total: length })
 
     const one = Effect.fnUntraced(function*({ isHole, length: extentLength, offset }: Extent) {
+      let zeroesHere = 0
       if (isHole) {
         yield* target.writeZeroes(offset, extentLength)
-        zeroes += extentLength
+        zeroesHere = extentLength
       } else {
-        const memory = new Uint8Array(extentLength)
+        const memory = allocate(offset, extentLength)
+        if (memory instanceof Errno.EINVAL) return yield* memory
         yield* source.read(offset, [memory])
         for (const { from, isZero, to } of sparse ? runsOf(memory) : [{ from: 0, to: extentLength, isZero: false }]) {
           if (isZero) {
             yield* target.writeZeroes(offset + from, to - from)
-            zeroes += to - from
+            zeroesHere += to - from
           } else {
             yield* target.write(offset + from, [memory.subarray(from, to)])
           }
         }
       }
+      // Both at once: others are under way, and tell how far all of it has come.
       copied += extentLength
+      zeroes += zeroesHere
       // The end is told after the flush, not before.
       return copied < length ? [progress()] : []
     })
@@ -120,6 +124,17 @@ export const copy = (
       Stream.concat(Stream.fromEffect(Effect.map(target.flush, progress)))
     )
   })
+
+/** Takes memory for a chunk, unless that is more than there can be. */
+const allocate = (offset: number, length: number): Uint8Array | Errno.EINVAL => {
+  try {
+    return new Uint8Array(length)
+  } catch (cause) {
+    // What V8 throws where it cannot have the memory.
+    if (!(cause instanceof RangeError)) throw cause
+    return new Errno.EINVAL({ operation: "copy", offset, length, detail: "a chunk must fit into memory", cause })
+  }
+}
 
 /** Tells runs of zeroes from runs of data, in whole grains. */
 const runsOf = (
@@ -154,7 +169,7 @@ const check = (
   }
   if (chunkSize > limit) return refuse(`chunkSize ${chunkSize} must not exceed the stores' limit of ${limit}`)
   if (!Number.isSafeInteger(depth) || depth <= 0) return refuse(`depth ${depth} must be a whole number, 1 or more`)
-  if (!(length > 0) || length % blockSize !== 0) {
+  if (!(length >= 0) || length % blockSize !== 0) {
     return refuse(`length must be a multiple of the block size ${blockSize}`)
   }
   if (length > source.capacity) return refuse(`length must not exceed the source's capacity ${source.capacity}`)

@@ -10,12 +10,16 @@ import * as Effect from "effect/Effect"
 /** Parts of one range that are in flight at once. */
 const PARTS_IN_FLIGHT = 8
 
-/** Deals with a range in parts of at most `most` bytes, several at once; the first that fails decides. */
+/**
+ * Deals with a range in parts of at most `most` bytes, several at once; the first that fails decides. All but the first
+ * begin at a multiple of `grain`, where `most` is not less than that.
+ */
 export const inParts = <E, R>(
   start: number,
   end: number,
   most: number,
-  each: (from: number, to: number) => Effect.Effect<void, E, R>
+  each: (from: number, to: number) => Effect.Effect<void, E, R>,
+  grain = 1
 ): Effect.Effect<void, E, R> =>
   Effect.suspend(() => {
     if (end - start <= most) return each(start, end)
@@ -24,7 +28,8 @@ export const inParts = <E, R>(
       while: () => next < end,
       body: () => {
         const from = next
-        next = Math.min(from + most, end)
+        const aligned = from + most - (from + most) % grain
+        next = Math.min(aligned > from ? aligned : from + most, end)
         return each(from, next)
       },
       step: () => {}

@@ -11,7 +11,11 @@ import * as Runtime from "effect/Runtime"
 import { CliError, CliOutput, Command } from "effect/cli"
 import { readFileSync } from "node:fs"
 import { bench } from "./bench.ts"
+import { compare } from "./compare.ts"
+import { copy } from "./copy.ts"
+import { hash } from "./hash.ts"
 import { info } from "./info.ts"
+import { properties } from "./properties.ts"
 
 const IO_FAILED = 1
 const WRONG_USAGE = 2
@@ -28,7 +32,7 @@ const { version }: { readonly version: string } = JSON.parse(
 
 const blkio = Command.make("blkio").pipe(
   Command.withDescription("Block I/O from user space"),
-  Command.withSubcommands([info, bench])
+  Command.withSubcommands([info, properties, copy, compare, hash, bench])
 )
 
 /** What is wrong goes to stderr in one paragraph; stdout is for results. */
@@ -40,11 +44,14 @@ const presenter: CliOutput.Presenter = {
   }
 }
 
-// Whoever read the output has seen enough (`blkio info … | head`).
+// Whoever read the output has seen enough (`blkio info … | head`); the exit code may still matter to another.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code !== "EPIPE") throw error
-  process.exit(0)
+  if (error.code === "EPIPE") return
+  process.stderr.write(`${error.code ?? "EIO"}: output: ${error.message}\n`)
+  process.exit(IO_FAILED)
 })
+// There is nobody left to tell.
+process.stderr.on("error", () => {})
 
 Command.runWith(blkio, { version })(process.argv.slice(2)).pipe(
   Effect.catch((error) => {
@@ -53,6 +60,8 @@ Command.runWith(blkio, { version })(process.argv.slice(2)).pipe(
         ? Effect.void
         : Effect.fail(new Failed({ code: WRONG_USAGE }))
     }
+    // It has said so itself.
+    if (error._tag === "Different") return Effect.fail(new Failed({ code: IO_FAILED }))
     const [code, reason] = error._tag === "UsageError" ? [WRONG_USAGE, error.reason] : [IO_FAILED, error]
     return Effect.andThen(Console.error(`${reason._tag}: ${reason.message}`), Effect.fail(new Failed({ code })))
   }),

@@ -62,3 +62,11 @@ export const serveOne = Effect.fnUntraced(function*(
   const daemon = yield* serve({ exports: [{ image, ...options }] })
   return { daemon, device: deviceOn(daemon.socketPath) }
 })
+
+/** Waits until a client's requests can be on their way: the daemon has mapped its rings and its buffers. */
+export const inUse = ({ pid }: QemuStorageDaemon.Daemon): Effect.Effect<void> =>
+  Effect.sync(() => readFileSync(`/proc/${pid}/maps`, "utf8").match(/memfd:effect-blkio/gu)?.length ?? 0).pipe(
+    Effect.tap(Effect.sleep("20 millis")),
+    Effect.repeat({ until: (regions) => regions >= 2 }),
+    Effect.asVoid
+  )
