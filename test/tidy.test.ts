@@ -193,6 +193,6 @@ describe("tidy", () => {
     expect(files.flatMap((path) => machinePaths(path, readText(path)))).toStrictEqual([])
     const machine = ["", "work", "main"].join("/")
     expect(machinePaths("README.md", `first\ncd ${machine}/src`)).toStrictEqual([`README.md:2: cd ${machine}/src`])
-    expect(machinePaths("README.md", "a network/work/package, and /workspace")).toStrictEqual([])
+    expect(machinePaths("README.md", `a network${machine}, and /workspace`)).toStrictEqual([])
   })
 })
