@@ -47,4 +47,5 @@ const Server = Layer.unwrap(
   Effect.map(Config.Port("PORT"), (port) => NodeHttpServer.layer(createServer, { port, host: "127.0.0.1" }))
 )
 
-HttpRouter.serve(Routes).pipe(Layer.provide(Disk), Layer.provide(Server), Layer.launch, NodeRuntime.runMain)
+// The disk comes first: a server that listens before it can answer leaves its first clients waiting.
+HttpRouter.serve(Routes).pipe(Layer.provide(Server), Layer.provide(Disk), Layer.launch, NodeRuntime.runMain)

@@ -7,7 +7,8 @@
  * buffers that is bounded and is allocated when it is first needed.
  *
  * Interrupting a call that uses a bounce buffer lets go of the caller's memory at once; the bounce buffer is used again when
- * the device has let go of it.
+ * the device has let go of it. The device may still carry such a write out: a later one to the same place waits for it, so
+ * that it never undoes what came after.
  *
  * @since 0.1.0
  */
@@ -16,9 +17,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import { type BlockStore, checkRange, lengthOf, type StoreError } from "./BlockStore/BlockStore.ts"
 import * as ByteAccess from "./BlockStore/ByteAccess.ts"
+import { inParts } from "./BlockStore/Split.ts"
 import type { StartedDevice } from "./Driver/StartedDevice.ts"
 import * as Errno from "./Errno.ts"
 import { type IoQueue, type RangeError, type ReadError, RequestFlag, type WriteError } from "./Queue/IoQueue.ts"
@@ -61,8 +64,8 @@ export class BlockDevice extends Context.Service<BlockDevice, Device>()("effect-
 /** Bytes of one bounce buffer, and how many there are: 8 MiB in all. */
 const BOUNCE_BYTES = 131072
 const BOUNCE_BUFFERS = 64
-/** Parts of one call that are in flight at once. */
-const PARTS_IN_FLIGHT = 8
+/** Buffers of one call that are in flight at once. */
+const BUFFERS_IN_FLIGHT = 8
 /** The longest part that needs no bounce buffer: keeps one call from holding a queue for long. */
 const DIRECT_BYTES = 2 ** 20
 /** A range's sectors travel in 32 bits, and a range's end should be aligned as its start is. */
@@ -77,7 +80,7 @@ const MAX_RANGE_BYTES = 2 ** 31
 export const fromStarted = Effect.fnUntraced(function*(
   device: StartedDevice
 ): Effect.fn.Return<Device, never, Scope.Scope> {
-  const { driver, path } = yield* device.properties.getAll
+  const { discardAlignment, driver, path } = yield* device.properties.getAll
   const { rules } = device
   const scope = yield* Effect.scope
   const all = [...device.queues, ...device.pollQueues]
@@ -93,34 +96,46 @@ export const fromStarted = Effect.fnUntraced(function*(
     offset: number,
     length: number,
     most: number,
-    each: (at: number, length: number) => Effect.Effect<void, StoreError>
-  ): Effect.Effect<void, StoreError> => {
-    if (length <= most) return each(offset, length)
-    const starts = Array.from({ length: Math.ceil(length / most) }, (_, i) => offset + i * most)
-    return Effect.forEach(starts, (at) => each(at, Math.min(most, offset + length - at)), {
-      concurrency: PARTS_IN_FLIGHT,
-      discard: true
-    })
-  }
+    each: (at: number, length: number) => Effect.Effect<void, StoreError>,
+    grain = 1
+  ): Effect.Effect<void, StoreError> =>
+    inParts(offset, offset + length, most, (from, to) => each(from, to - from), grain)
 
-  const pool = yield* Effect.cached(
-    Effect.gen(function*() {
-      const bounceBytes = limit(BOUNCE_BYTES, rules.maxSegmentLength)
-      const { bytes } = yield* device.allocate(bounceBytes * BOUNCE_BUFFERS)
-      const free = yield* Queue.unbounded<Uint8Array>()
-      for (let i = 0; i < BOUNCE_BUFFERS; i++) {
-        Queue.offerUnsafe(free, bytes.subarray(i * bounceBytes, (i + 1) * bounceBytes))
-      }
-      return free
-    }).pipe(
-      Effect.mapError((cause) => asStoreError(cause, "bounce buffers cannot be had")),
-      Scope.provide(scope)
-    )
+  let made: Queue.Queue<Uint8Array> | undefined
+  const making = yield* Semaphore.make(1)
+  /** Where the pool cannot be had it is tried again by the next call. */
+  const pool = Effect.suspend(() =>
+    made === undefined ? making.withPermit(Effect.uninterruptible(makePool)) : Effect.succeed(made)
   )
+  const makePool = Effect.gen(function*() {
+    if (made !== undefined) return made
+    const bounceBytes = limit(BOUNCE_BYTES, rules.maxSegmentLength)
+    const { bytes } = yield* device.allocate(bounceBytes * BOUNCE_BUFFERS)
+    const free = yield* Queue.unbounded<Uint8Array>()
+    for (let i = 0; i < BOUNCE_BUFFERS; i++) {
+      Queue.offerUnsafe(free, bytes.subarray(i * bounceBytes, (i + 1) * bounceBytes))
+    }
+    made = free
+    return free
+  }).pipe(
+    Effect.mapError((cause) => asStoreError(cause, "bounce buffers cannot be had")),
+    Scope.provide(scope)
+  )
+
+  /** Writes that nobody waits for any more, and that the device may still carry out. */
+  const abandoned = new Set<AbandonedWrite>()
+  /** Waits for the abandoned writes to a range, which would otherwise undo what is about to be done to it. */
+  const settle = (offset: number, length: number): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const inTheWay = [...abandoned].filter(({ end, start }) => start < offset + length && offset < end)
+      return Effect.forEach(inTheWay, ({ fiber }) => Fiber.await(fiber), { discard: true })
+    })
+
   /** Runs a request with a bounce buffer, which is free again when the request has ended, whoever still waits for it. */
   const bounced = (
     request: (bounce: Uint8Array) => Effect.Effect<void, StoreError>,
-    finish: (bounce: Uint8Array) => void
+    finish: (bounce: Uint8Array) => void,
+    abandon: (fiber: Fiber.Fiber<void, StoreError>) => void = () => {}
   ): Effect.Effect<void, StoreError> =>
     Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
       const free = yield* restore(pool)
@@ -132,12 +147,38 @@ export const fromStarted = Effect.fnUntraced(function*(
       }
       const exit = yield* Effect.onInterrupt(
         restore(Fiber.await(fiber)),
-        () => Effect.sync(() => fiber.addObserver(release))
+        () =>
+          Effect.sync(() => {
+            fiber.addObserver(release)
+            abandon(fiber)
+            // Gives up its place in line; once the device has it, it ends when the device lets go.
+            fiber.interruptUnsafe()
+          })
       )
       if (exit._tag === "Success") finish(bounce)
       release()
       return yield* exit
     }))
+  /** Writes a part of at most a bounce buffer's length. */
+  const bouncedWrite = (
+    at: number,
+    length: number,
+    fill: (bounce: Uint8Array) => void,
+    write: (at: number, buffer: Uint8Array) => Effect.Effect<void, StoreError>
+  ): Effect.Effect<void, StoreError> =>
+    bounced(
+      (bounce) => {
+        const part = bounce.subarray(0, length)
+        fill(part)
+        return write(at, part)
+      },
+      () => {},
+      (fiber) => {
+        const entry = { start: at, end: at + length, fiber }
+        abandoned.add(entry)
+        fiber.addObserver(() => abandoned.delete(entry))
+      }
+    )
 
   const isDirect = (buffers: ReadonlyArray<Uint8Array>) =>
     buffers.every((buffer) => buffer.length % rules.requestAlignment === 0 && device.reaches(buffer))
@@ -165,7 +206,7 @@ export const fromStarted = Effect.fnUntraced(function*(
           (from, length) => request(from, buffer.subarray(from - start, from - start + length))
         ),
       {
-        concurrency: PARTS_IN_FLIGHT,
+        concurrency: BUFFERS_IN_FLIGHT,
         discard: true
       }
     )
@@ -201,37 +242,55 @@ export const fromStarted = Effect.fnUntraced(function*(
         const wrong = checkRange(store, "write", offset, length, { writes: true, limit: Infinity })
         if (wrong !== undefined) return Effect.fail(wrong)
         const write = writeAt(fua ? RequestFlag.FUA : 0)
-        if (isDirect(buffers)) return direct(offset, buffers, write)
-        return parts(offset, length, mostBounced(), (at, partLength) =>
-          bounced((bounce) => {
-            const part = bounce.subarray(0, partLength)
-            gather(part, buffers, at - offset)
-            return write(at, part)
-          }, () => {}))
+        return Effect.andThen(
+          settle(offset, length),
+          Effect.suspend(() =>
+            isDirect(buffers) ?
+              direct(offset, buffers, write) :
+              parts(offset, length, mostBounced(), (at, partLength) =>
+                bouncedWrite(at, partLength, (part) => gather(part, buffers, at - offset), write))
+          )
+        )
       }),
     writeZeroes: (offset, length, { fua = false, noFallback = false, noUnmap = false } = {}) =>
       Effect.suspend(() => {
         const wrong = checkRange(store, "writeZeroes", offset, length, { writes: true, limit: Infinity })
         if (wrong !== undefined) return Effect.fail(wrong)
         const fuaFlag = fua ? RequestFlag.FUA : 0
-        const flags = fuaFlag | (noUnmap ? RequestFlag.NO_UNMAP : 0) | (noFallback ? RequestFlag.NO_FALLBACK : 0)
-        const zeroes = parts(offset, length, limit(MAX_RANGE_BYTES, rules.maxWriteZeroesLength), (at, partLength) =>
-          storeErrors(queue().writeZeroes(at, partLength, flags)))
+        const flags = fuaFlag | (noFallback ? RequestFlag.NO_FALLBACK : 0)
+        const zeroes = (unmapFlag: number) =>
+          parts(offset, length, limit(MAX_RANGE_BYTES, rules.maxWriteZeroesLength), (at, partLength) =>
+            storeErrors(queue().writeZeroes(at, partLength, flags | unmapFlag)))
+        // Some devices write zeroes, but refuse to be asked to unmap.
+        const either = noUnmap
+          ? zeroes(RequestFlag.NO_UNMAP)
+          : Effect.catchTag(zeroes(0), "ENOTSUP", () =>
+            zeroes(RequestFlag.NO_UNMAP))
+        const settled = Effect.andThen(settle(offset, length), either)
         if (noFallback) {
-          return zeroes
+          return settled
         }
         const write = writeAt(fuaFlag)
-        return Effect.catchTag(zeroes, "ENOTSUP", () =>
+        return Effect.catchTag(settled, "ENOTSUP", () =>
           parts(offset, length, mostBounced(), (at, partLength) =>
-            bounced((bounce) =>
-              write(at, bounce.subarray(0, partLength).fill(0)), () => {})))
+            bouncedWrite(at, partLength, (part) =>
+              part.fill(0), write)))
       }),
     discard: (offset, length) =>
       Effect.suspend(() => {
         const wrong = checkRange(store, "discard", offset, length, { writes: true, limit: Infinity })
         if (wrong !== undefined) return Effect.fail(wrong)
-        return parts(offset, length, limit(MAX_RANGE_BYTES, rules.maxDiscardLength), (at, partLength) =>
-          storeErrors(queue().discard(at, partLength)))
+        const most = limit(MAX_RANGE_BYTES, rules.maxDiscardLength)
+        return Effect.andThen(
+          settle(offset, length),
+          parts(
+            offset,
+            length,
+            most,
+            (at, partLength) => storeErrors(queue().discard(at, partLength)),
+            discardAlignment
+          )
+        )
       }),
     flush: Effect.suspend(() => storeErrors(queue().flush())),
     capacityChanges: Stream.map(device.configChanges, ({ capacity }) => capacity)
@@ -247,6 +306,12 @@ export const fromStarted = Effect.fnUntraced(function*(
     }
   }
 })
+
+interface AbandonedWrite {
+  readonly start: number
+  readonly end: number
+  readonly fiber: Fiber.Fiber<void, StoreError>
+}
 
 /** Copies from one piece of memory to the part of several buffers that begins at `position`. */
 const scatter = (from: Uint8Array, buffers: ReadonlyArray<Uint8Array>, position: number): void =>

@@ -465,6 +465,17 @@ describe("a device in memory", () => {
       expect((yield* Effect.flip(disk.writeZeroes(0, 4 * KiB)))._tag).toBe("EIO")
     }))
 
+  live("that refuses to unmap is asked to write zeroes without that", () =>
+    Effect.gen(function*() {
+      const { device, disk } = yield* onFake()
+      device.disk.fill(0xaa)
+      device.status = ({ range, type }) =>
+        type === RequestType.WRITE_ZEROES && range?.flags === 1 ? Status.UNSUPP : undefined
+      yield* disk.writeZeroes(0, 4 * KiB, { noFallback: true })
+      expect(device.disk.findIndex((byte) => byte !== 0)).toBe(4 * KiB)
+      expect(device.taken.filter(({ type }) => type === RequestType.OUT)).toStrictEqual([])
+    }))
+
   live(
     "is asked for no more at once than it says it takes, and is asked in its own grain",
     () =>

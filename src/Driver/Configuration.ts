@@ -72,8 +72,11 @@ export const rulesOf = (properties: PropertyState): DeviceRules => {
     canFlush: hasFeature(features, FeatureBit.FLUSH),
     canDiscard: hasFeature(features, FeatureBit.DISCARD),
     canWriteZeroes: hasFeature(features, FeatureBit.WRITE_ZEROES),
-    mayUnmap: config?.writeZeroesMayUnmap === 1,
-    writeCache: properties.value("flush-needed"),
+    // QEMU's export says that it may not, and does it all the same; without it, zeroes fill the holes of a raw image. A device
+    // that discards can deallocate, and as Linux and libblkio do, it is asked to.
+    mayUnmap: config?.writeZeroesMayUnmap === 1 || hasFeature(features, FeatureBit.DISCARD),
+    // Not what the device says of its cache: QEMU's export begins with `writeback` 0 and caches until it is told not to.
+    writeCache: hasFeature(features, FeatureBit.FLUSH),
     maxTransfer: properties.value("max-transfer"),
     maxSegmentLength: properties.value("max-segment-len"),
     maxSegments: properties.value("max-segments"),

@@ -183,7 +183,7 @@ export const start = Effect.fnUntraced(function*(
     }
     if (device !== undefined) properties.device = { ...device, config }
     Object.assign(rules, rulesOf(properties))
-    const change = { capacity: rules.capacity, flushNeeded: rules.writeCache }
+    const change = { capacity: rules.capacity, flushNeeded: properties.value("flush-needed") }
     yield* PubSub.publish(changes, change)
     return change
   }))

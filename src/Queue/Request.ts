@@ -140,7 +140,7 @@ export interface DeviceRules {
   readonly canDiscard: boolean
   readonly canWriteZeroes: boolean
   readonly mayUnmap: boolean
-  /** The device caches writes, so that FUA takes a flush. */
+  /** The device may cache writes, so that FUA takes a flush. */
   readonly writeCache: boolean
   /** Bytes of one request; 0 means unspecified, as in the limits below. */
   readonly maxTransfer: number
