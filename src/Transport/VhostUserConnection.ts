@@ -243,16 +243,19 @@ export const make = Effect.fnUntraced(function*(
   }
 })
 
+/** The typed error of a system call that opens descriptors. */
+const refusal = (syscall: string, detail: string) => (error: unknown): Errno.EMFILE | Errno.ENFILE | Errno.EIO =>
+  Errno.fromNumber(error instanceof SyscallError ? error.errno : 0, ["EMFILE", "ENFILE"], {
+    operation: "vhost-user",
+    detail,
+    syscall
+  })
+
 /** An event counter that is closed with the Scope. */
 const openEventFd = Effect.acquireRelease(
   Effect.try({
     try: Libc.createEventFd,
-    catch: (error) =>
-      Errno.fromNumber(error instanceof SyscallError ? error.errno : 0, ["EMFILE", "ENFILE"], {
-        operation: "vhost-user",
-        detail: "an event counter cannot be had",
-        syscall: "eventfd"
-      })
+    catch: refusal("eventfd", "an event counter cannot be had")
   }),
   (fd) => Effect.sync(() => Libc.close(fd))
 )
@@ -265,12 +268,7 @@ const openBackendChannel = Effect.fnUntraced(function*(
   const [ours, theirs] = yield* Effect.acquireRelease(
     Effect.try({
       try: Libc.createSocketPair,
-      catch: (error) =>
-        Errno.fromNumber(error instanceof SyscallError ? error.errno : 0, ["EMFILE", "ENFILE"], {
-          operation: "vhost-user",
-          detail: "a channel for the backend cannot be had",
-          syscall: "socketpair"
-        })
+      catch: refusal("socketpair", "a channel for the backend cannot be had")
     }),
     (pair) => Effect.sync(() => pair.forEach(Libc.close))
   )

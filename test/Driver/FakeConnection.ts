@@ -10,23 +10,8 @@ import type { MemoryRegion } from "../../src/Memory/MemoryRegion.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import type { Connection, ConnectionError, QueueAddresses, Recipe } from "../../src/Transport/Transport.ts"
 import { encodeConfig, FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
-import { config, type Feature } from "../Properties/facts.ts"
+import { config, type Feature, usualFeatures } from "../Properties/facts.ts"
 import { FakeDevice } from "../support/FakeDevice.ts"
-
-const usualFeatures: ReadonlyArray<Feature> = [
-  "SIZE_MAX",
-  "SEG_MAX",
-  "BLK_SIZE",
-  "FLUSH",
-  "TOPOLOGY",
-  "CONFIG_WCE",
-  "MQ",
-  "DISCARD",
-  "WRITE_ZEROES",
-  "INDIRECT_DESC",
-  "EVENT_IDX",
-  "VERSION_1"
-]
 
 const ADDRESSES_APART = 2 ** 32
 

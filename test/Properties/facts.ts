@@ -36,3 +36,19 @@ export const device = (features: ReadonlyArray<Feature>, changes: Partial<BlkCon
   regionAlignment: 4096,
   needsRegionFd: true
 })
+
+/** What a modern device offers. */
+export const usualFeatures: ReadonlyArray<Feature> = [
+  "SIZE_MAX",
+  "SEG_MAX",
+  "BLK_SIZE",
+  "FLUSH",
+  "TOPOLOGY",
+  "CONFIG_WCE",
+  "MQ",
+  "DISCARD",
+  "WRITE_ZEROES",
+  "INDIRECT_DESC",
+  "EVENT_IDX",
+  "VERSION_1"
+]
