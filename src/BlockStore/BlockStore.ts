@@ -28,7 +28,7 @@ export { compare, contents, type Difference, type ReadThroughOptions } from "./C
 export { copy, type CopyOptions, type CopyProgress } from "./Copy.ts"
 export { delay, type Delays } from "./Delay.ts"
 export { type Chance, failing, type Fault, type FaultPlan } from "./Failing.ts"
-export { file, type FileError, type FileOptions, type FileStore } from "./FileStore.ts"
+export { file, type FileError, type FileOptions, type FileStore, type ResizeError } from "./FileStore.ts"
 export {
   type BlockStore,
   checkGeometry,

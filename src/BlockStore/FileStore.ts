@@ -9,7 +9,11 @@
  *
  * A call may move less than was asked, or be interrupted by a signal: it is then made again for the rest. The capacity is
  * the file's size when it is opened, rounded down to a multiple of the block size; a part of a block at the end is left
- * alone. A file that somebody shrinks afterwards gives EIO beyond its end.
+ * alone until the store is resized. A file that somebody else shrinks afterwards gives EIO beyond its end.
+ *
+ * Whoever shrinks the store waits for the calls under way, since a write that comes after `ftruncate` would make the file
+ * longer again. From then on what begins beyond the new end is refused, and an operation of several calls fails with EIO at
+ * the first that lies there.
  *
  * With `direct` the page cache is left out (O_DIRECT). The kernel then wants offsets, lengths and the buffers' places in
  * memory to be multiples of the disk's block size. Buffers that are not go through an aligned one, copied, at most 1 MiB at
@@ -21,12 +25,14 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import { constants, fdatasync, fstat, ftruncate, open, readv, type Stats, unlink, writev } from "node:fs"
 import { constants as system } from "node:os"
 import * as Errno from "../Errno.ts"
 import * as Libc from "../Native/Libc.ts"
 import { gather, scatter, section } from "./Buffers.ts"
+import { type CapacityNews, makeNews } from "./CapacityChanges.ts"
 import {
   type BlockStore,
   checkGeometry,
@@ -53,7 +59,35 @@ export interface FileStore extends BlockStore {
   readonly nextData: (
     offset: number
   ) => Effect.Effect<Option.Option<{ readonly offset: number; readonly length: number }>, StoreError>
+  /**
+   * Makes the file exactly this long, in bytes, and tells the subscribers of `capacityChanges`. What is added reads as
+   * zeroes, and is a hole; what lies beyond the new end is cut off once the system calls under way have ended, and an
+   * operation that needs another call there fails with EIO. What the file had beyond its capacity (a part of a block, or
+   * what somebody else added) is cut off, too. Where resizing fails, the capacity stays.
+   *
+   * Fails with EINVAL for a capacity that is not a multiple of the block size, with EBADF where the store is read-only, and
+   * with ENOTSUP for a block device, which keeps its size. Their `capacityChanges` ends at once; otherwise it ends when the
+   * file is closed.
+   */
+  readonly resize: (capacity: number) => Effect.Effect<void, ResizeError>
 }
+
+const truncateErrors = ["EINVAL", "EPERM", "EFBIG", "ENOSPC"] as const satisfies ReadonlyArray<Errno.Tag>
+
+/**
+ * What resizing a file may fail with: a capacity that breaks a rule (EINVAL) or is more than a file may have (EFBIG); a store
+ * that is read-only (EBADF), a block device (ENOTSUP) or closed (ESHUTDOWN); a file that may not be cut (EPERM); a full disk
+ * or quota (ENOSPC); and EIO for an errno outside this set.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type ResizeError =
+  | Errno.Of<typeof truncateErrors[number]>
+  | Errno.EBADF
+  | Errno.ENOTSUP
+  | Errno.ESHUTDOWN
+  | Errno.EIO
 
 /**
  * How a file is opened.
@@ -146,17 +180,18 @@ export const file = (options: FileOptions): Effect.Effect<FileStore, FileError, 
   const blockSize = options.blockSize ?? (direct ? 4096 : 512)
   const wrong = checkOptions(options, blockSize)
   if (wrong !== undefined) return Effect.fail(wrong)
-  return Effect.acquireRelease(acquire(options), ({ file }) => file.close).pipe(
-    Effect.map(({ file, size }) =>
-      make(file, {
-        id: `file:${options.path}`,
-        capacity: size - size % blockSize,
-        blockSize,
-        readOnly: options.readOnly ?? false,
-        direct
-      })
-    )
-  )
+  return Effect.gen(function*() {
+    const news = yield* Effect.acquireRelease(makeNews, ({ end }) => end)
+    const { file, isDevice, size } = yield* Effect.acquireRelease(acquire(options), ({ file }) => file.close)
+    return make(file, news, {
+      id: `file:${options.path}`,
+      capacity: size - size % blockSize,
+      blockSize,
+      readOnly: options.readOnly ?? false,
+      direct,
+      isDevice
+    })
+  })
 }
 
 const checkOptions = (options: FileOptions, blockSize: number): Errno.EINVAL | undefined => {
@@ -204,7 +239,7 @@ const acquire = Effect.fnUntraced(function*(options: FileOptions) {
     )
     : Effect.map(opened(0), (fd) => ({ fd, created: false }))).pipe(Effect.mapError(failed))
   const file = new OpenFile(fd)
-  const size = yield* prepare(fd, options).pipe(
+  const prepared = yield* prepare(fd, options).pipe(
     Effect.mapError((error) => error instanceof Errno.EINVAL || error instanceof Errno.EISDIR ? error : failed(error)),
     Effect.onError(() =>
       Effect.andThen(
@@ -213,18 +248,18 @@ const acquire = Effect.fnUntraced(function*(options: FileOptions) {
       )
     )
   )
-  return { file, size }
+  return { file, ...prepared }
 })
 
-/** Answers with the size in bytes. */
+/** Answers with the size in bytes, and whether it is that of a device. */
 const prepare = Effect.fnUntraced(function*(fd: number, { path, size }: FileOptions) {
   const refused = { operation: "open", path }
   const stats = yield* run<Stats>((done) => fstat(fd, done))
   if (stats.isDirectory()) return yield* new Errno.EISDIR({ ...refused, detail: "a store is a file, not a directory" })
   if (stats.isFile()) {
-    if (size === undefined || size === stats.size) return stats.size
+    if (size === undefined || size === stats.size) return { size: stats.size, isDevice: false }
     yield* run<void>((done) => ftruncate(fd, size, (error) => done(error)))
-    return size
+    return { size, isDevice: false }
   }
   if (!stats.isBlockDevice()) {
     return yield* new Errno.EINVAL({ ...refused, detail: "a store is a regular file or a block device" })
@@ -237,7 +272,7 @@ const prepare = Effect.fnUntraced(function*(fd: number, { path, size }: FileOpti
   if (size !== undefined && length < size) {
     return yield* new Errno.EINVAL({ ...refused, detail: `the device has ${length} bytes and needs ${size}` })
   }
-  return length
+  return { size: length, isDevice: true }
 })
 
 interface Facts {
@@ -246,13 +281,16 @@ interface Facts {
   readonly blockSize: number
   readonly readOnly: boolean
   readonly direct: boolean
+  readonly isDevice: boolean
 }
+
+/** A full quota is to a writer what a full disk is. */
+const fullQuotaIsFullDisk = (errno: number): number => errno === EDQUOT ? ENOSPC : errno
 
 /** Names the operation, the part of it and the call that failed. */
 const failed = (operation: Operation, errno: number, syscall: string): StoreError => {
   const { name, ...range } = operation
-  // A full quota is to a writer what a full disk is.
-  return Errno.fromNumber(errno === EDQUOT ? ENOSPC : errno, storeErrors, {
+  return Errno.fromNumber(fullQuotaIsFullDisk(errno), storeErrors, {
     operation: name,
     ...name === "flush" ? {} : range,
     detail: "the system refused",
@@ -260,14 +298,19 @@ const failed = (operation: Operation, errno: number, syscall: string): StoreErro
   })
 }
 
-const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
-  const { blockSize, capacity } = facts
+const make = (file: OpenFile, news: CapacityNews, { direct, isDevice, ...facts }: Facts): FileStore => {
+  const { blockSize, readOnly } = facts
   const pieceBytes = Math.max(PIECE_BYTES, blockSize)
+  let capacity = facts.capacity
 
   const checked = (operation: Operation, effect: () => Effect.Effect<void, StoreError>) =>
-    Effect.suspend((): Effect.Effect<void, StoreError> =>
-      checkOperation({ ...facts, limits: unlimited }, operation) ?? effect()
-    )
+    Effect.suspend((): Effect.Effect<void, StoreError> => checkOperation(self, operation) ?? effect())
+
+  /** What is wrong with a call of an operation that was checked some calls ago, and overtaken by a shrink. */
+  const overtaken = ({ name, ...range }: Operation, end: number): Errno.EIO | undefined =>
+    end > capacity
+      ? new Errno.EIO({ operation: name, ...range, detail: `the file ends at ${capacity}: it was shrunk` })
+      : undefined
 
   /** Fills or empties the buffers by as many calls as it takes. */
   const move = (operation: Operation, offset: number, buffers: ReadonlyArray<Uint8Array>) =>
@@ -275,6 +318,8 @@ const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
       const reads = operation.name === "read"
       const [call, syscall] = reads ? [readv, "preadv"] as const : [writev, "pwritev"] as const
       const length = lengthOf(buffers)
+      const late = overtaken(operation, offset + length)
+      if (late !== undefined) return done(Exit.fail(late))
       const step = (moved: number) => {
         const rest = moved === 0 ? buffers : section(buffers, moved, length - moved)
         call(fd, rest, offset + moved, (error, count) => {
@@ -326,6 +371,8 @@ const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
   /** Answers whether the file system can do it at all. */
   const allocate = (operation: Operation, mode: number) =>
     file.call<boolean, StoreError>(operation.name, (fd, done) => {
+      const late = overtaken(operation, operation.offset + operation.length)
+      if (late !== undefined) return done(Exit.fail(late))
       const step = () =>
         Libc.fallocate(fd, mode | Libc.FALLOC_FL_KEEP_SIZE, operation.offset, operation.length, (errno) => {
           if (errno === EINTR) step()
@@ -355,13 +402,14 @@ const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
     yield* writeZeroesSlowly(operation)
   })
 
-  const seek = (operation: string, from: number, whence: number) =>
+  /** `end`: the capacity when the search began. */
+  const seek = (operation: string, from: number, end: number, whence: number) =>
     file.call<number, StoreError>(operation, (fd, done) => {
       Libc.seek(fd, from, whence, (position, errno) => {
-        if (errno === 0) done(Exit.succeed(Math.min(position, capacity)))
-        else if (errno === ENXIO) done(Exit.succeed(capacity))
+        if (errno === 0) done(Exit.succeed(Math.min(position, end)))
+        else if (errno === ENXIO) done(Exit.succeed(end))
         // Block devices do not know holes.
-        else if (errno === EINVAL) done(Exit.succeed(whence === Libc.SEEK_DATA ? from : capacity))
+        else if (errno === EINVAL) done(Exit.succeed(whence === Libc.SEEK_DATA ? from : end))
         else {done(
             Exit.fail(
               Errno.fromNumber(errno, storeErrors, {
@@ -375,8 +423,48 @@ const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
       })
     })
 
-  return {
+  const truncate = (size: number) =>
+    file.call<void, ResizeError>("resize", (fd, done) => {
+      const step = () =>
+        ftruncate(fd, size, (error) => {
+          if (error === null) return done(Exit.void)
+          const errno = errnoOf(error)
+          if (errno === EINTR) return step()
+          done(Exit.fail(Errno.fromNumber(fullQuotaIsFullDisk(errno), truncateErrors, {
+            operation: "resize",
+            detail: `the system refused a size of ${size} bytes`,
+            syscall: "ftruncate"
+          })))
+        })
+      step()
+    })
+
+  const resizing = Semaphore.makeUnsafe(1)
+  const resize = Effect.fnUntraced(
+    function*(next: number): Effect.fn.Return<void, ResizeError> {
+      const previous = capacity
+      if (next < previous) {
+        // First, so that nothing begins beyond the new end while the file settles.
+        capacity = next
+        yield* file.settled
+        yield* Effect.onError(truncate(next), () => Effect.sync(() => capacity = previous))
+      } else {
+        // Up first, so that a file that cannot be so long stays as it was; then down and up again, so that what it had
+        // beyond the capacity does not show.
+        for (const size of [next, previous, next]) yield* truncate(size)
+        capacity = next
+      }
+      if (next !== previous) yield* news.tell(next)
+    },
+    Effect.uninterruptible,
+    (effect) => resizing.withPermit(effect)
+  )
+
+  const self: FileStore = {
     ...facts,
+    get capacity() {
+      return capacity
+    },
     limits: unlimited,
     read: (offset, buffers) => {
       const operation: Operation = { name: "read", offset, length: lengthOf(buffers) }
@@ -402,20 +490,30 @@ const make = (file: OpenFile, { direct, ...facts }: Facts): FileStore => {
         ))
     },
     flush: sync({ name: "flush", offset: 0, length: 0 }),
-    capacityChanges: Stream.empty,
+    resize: (next) =>
+      Effect.suspend((): Effect.Effect<void, ResizeError> => {
+        const operation = "resize"
+        const wrong = checkGeometry(operation, { blockSize, capacity: next })
+        if (wrong !== undefined) return wrong
+        if (readOnly) return new Errno.EBADF({ operation, detail: "the store is read-only" })
+        return isDevice ? new Errno.ENOTSUP({ operation, detail: "a block device keeps its size" }) : resize(next)
+      }),
+    capacityChanges: readOnly || isDevice ? Stream.empty : news.changes,
     nextData: Effect.fnUntraced(function*(offset: number) {
-      if (offset % blockSize !== 0 || offset < 0 || offset >= capacity) {
+      const end = capacity
+      if (offset % blockSize !== 0 || offset < 0 || offset >= end) {
         return yield* new Errno.EINVAL({
           operation: "nextData",
           offset,
-          detail: `offset must be a multiple of the block size ${blockSize} below capacity ${capacity}`
+          detail: `offset must be a multiple of the block size ${blockSize} below capacity ${end}`
         })
       }
-      const data = yield* seek("nextData", offset, Libc.SEEK_DATA)
-      if (data === capacity) return Option.none()
-      const hole = yield* seek("nextData", data, Libc.SEEK_HOLE)
+      const data = yield* seek("nextData", offset, end, Libc.SEEK_DATA)
+      if (data === end) return Option.none()
+      const hole = yield* seek("nextData", data, end, Libc.SEEK_HOLE)
       const start = data - data % blockSize
       return Option.some({ offset: start, length: Math.ceil(hole / blockSize) * blockSize - start })
     })
   }
+  return self
 }

@@ -8,8 +8,8 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
+import { type CapacityNews, makeNews } from "./CapacityChanges.ts"
 import { type BlockStore, checkGeometry, checkOperation, lengthOf, type Operation, unlimited } from "./Interface.ts"
 
 /**
@@ -21,6 +21,29 @@ import { type BlockStore, checkGeometry, checkOperation, lengthOf, type Operatio
 export interface MemoryStore extends BlockStore {
   /** How much memory the content takes, in bytes. */
   readonly allocatedBytes: number
+  /**
+   * Makes the store larger or smaller, and tells the subscribers of `capacityChanges`. What is added reads as zeroes; what
+   * lies beyond the new end is dropped, its memory freed. Fails with EINVAL for a capacity that is not a multiple of the
+   * block size.
+   *
+   * @example
+   * ```ts
+   * import { BlockStore } from "effect-blkio"
+   * import { Effect } from "effect"
+   *
+   * const program = Effect.gen(function*() {
+   *   const store = yield* BlockStore.memory({ capacity: 1 << 20 })
+   *   yield* store.write(0, [new Uint8Array(1 << 20).fill(7)])
+   *   yield* store.resize(512)
+   *   yield* store.resize(1024)
+   *   const found = new Uint8Array(1024)
+   *   yield* store.read(0, [found])
+   *   return [store.capacity, found[511], found[512], store.allocatedBytes]
+   * })
+   * console.log(Effect.runSync(program)) // => [ 1024, 7, 0, 65536 ]
+   * ```
+   */
+  readonly resize: (capacity: number) => Effect.Effect<void, Errno.EINVAL>
 }
 
 /** One bit of bookkeeping per 64 KiB, and little memory lost to a lone block: QEMU's default cluster, for the same reasons. */
@@ -54,17 +77,20 @@ export const memory = (options: {
 }): Effect.Effect<MemoryStore, Errno.EINVAL> =>
   Effect.suspend(() => {
     const geometry = { capacity: options.capacity, blockSize: options.blockSize ?? 512 }
-    return checkGeometry("memory", geometry) ?? Effect.succeed(make(geometry))
+    return checkGeometry("memory", geometry) ?? Effect.map(makeNews, (news) => make(geometry, news))
   })
 
-const make = (geometry: { readonly capacity: number; readonly blockSize: number }): MemoryStore => {
-  const chunkBytes = Math.max(CHUNK_BYTES, geometry.blockSize)
+const make = (
+  { blockSize, capacity: initial }: { readonly capacity: number; readonly blockSize: number },
+  news: CapacityNews
+): MemoryStore => {
+  const chunkBytes = Math.max(CHUNK_BYTES, blockSize)
   const chunks = new Map<number, Uint8Array>()
-  const facts = { id: "memory", ...geometry, readOnly: false, limits: unlimited }
+  let capacity = initial
 
   const checked = (operation: Operation, body: () => void) =>
     Effect.suspend((): Effect.Effect<void, Errno.EINVAL | Errno.EBADF | Errno.ENOSPC> => {
-      const wrong = checkOperation(facts, operation)
+      const wrong = checkOperation(self, operation)
       if (wrong !== undefined) return wrong
       try {
         body()
@@ -112,11 +138,27 @@ const make = (geometry: { readonly capacity: number; readonly blockSize: number 
     }
   }
 
-  return {
-    ...facts,
+  const self: MemoryStore = {
+    id: "memory",
+    get capacity() {
+      return capacity
+    },
+    blockSize,
+    readOnly: false,
+    limits: unlimited,
     get allocatedBytes() {
       return chunks.size * chunkBytes
     },
+    resize: (next) =>
+      Effect.uninterruptible(Effect.suspend((): Effect.Effect<void, Errno.EINVAL> => {
+        const wrong = checkGeometry("resize", { blockSize, capacity: next })
+        if (wrong !== undefined) return wrong
+        if (next === capacity) return Effect.void
+        // To the end of the last chunk, which would be kept if it were released in part.
+        if (next < capacity) release(next, Math.ceil(capacity / chunkBytes) * chunkBytes - next)
+        capacity = next
+        return news.tell(next)
+      })),
     read: (offset, buffers) =>
       checked({ name: "read", offset, length: lengthOf(buffers) }, () => {
         let at = offset
@@ -150,6 +192,7 @@ const make = (geometry: { readonly capacity: number; readonly blockSize: number 
       }),
     discard: (offset, length) => checked({ name: "discard", offset, length }, () => release(offset, length)),
     flush: Effect.void,
-    capacityChanges: Stream.empty
+    capacityChanges: news.changes
   }
+  return self
 }

@@ -24,7 +24,7 @@ import { type BlockStore, checkOperation, lengthOf, type Operation, type StoreEr
  * @since 0.1.0
  */
 export interface Overlay extends BlockStore {
-  /** What lies in the top: in order, in bytes, each range as long as it can be. */
+  /** What lies in the top, up to the capacity: in order, in bytes, each range as long as it can be. */
   readonly changedBlocks: ReadonlyArray<{ readonly offset: number; readonly length: number }>
 }
 
@@ -36,7 +36,8 @@ const MAX_CONCURRENT_RUNS = 16
  * base is never written to. Discarded and zeroed blocks count as changed. What lay in the top before does not show.
  *
  * The capacity is the base's, the block size the larger of the two. Fails with EINVAL where the base's capacity is not a
- * multiple of that block size, or the top is smaller than the base.
+ * multiple of that block size, or the top is smaller than the base. Where either is resized afterwards, the overlay is as
+ * large as the smaller one; what was changed beyond the end of a base that shrinks shows again when it grows.
  *
  * @example
  * ```ts
@@ -121,7 +122,11 @@ const make = (base: BlockStore, top: BlockStore, blockSize: number): Overlay => 
       }
     },
     get changedBlocks() {
-      return changed.marked().map(({ count, start }) => ({ offset: start * blockSize, length: count * blockSize }))
+      const { capacity } = self
+      return changed.marked().flatMap(({ count, start }) => {
+        const offset = start * blockSize
+        return offset < capacity ? [{ offset, length: Math.min(count * blockSize, capacity - offset) }] : []
+      })
     },
     read: (offset, buffers) => {
       const length = lengthOf(buffers)

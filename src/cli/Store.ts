@@ -132,7 +132,11 @@ const naming = ({ path, text }: Store) => (store: BlockStore.BlockStore): BlockS
     name: "",
     run: (operation, effect) => Effect.mapError(effect, (error) => locate(error, path, operation))
   }),
-  id: text
+  id: text,
+  // Spreading has read it once; it changes.
+  get capacity() {
+    return store.capacity
+  }
 })
 
 const locate = (error: BlockStore.StoreError, path: string, operation: BlockStore.Operation): BlockStore.StoreError => {

@@ -1,7 +1,9 @@
 /**
  * Goal: every store, and every stack of combinators, is the same disk: the same bytes, the same errors, nothing left behind.
+ * What is resized grows by zeroes, and whatever rests on it follows.
  * Method: the table of stores. Random operations are run on each and on a plain array, and compared; every rule of the
- * interface is broken on each, one at a time. Property tests print their seed when they fail.
+ * interface is broken on each, one at a time. Each combinator is put on stores that are then resized. Property tests print
+ * their seed when they fail.
  */
 import { describe, expect, it } from "@effect/vitest"
 import { Arbitrary, Effect, Fiber, Schema, type Scope, Stream } from "effect"
@@ -191,8 +193,125 @@ describe.each(stores)("%s", (_, make) => {
     }))
 
   test("has no news of a capacity that does not change", (store) =>
-    Effect.map(Stream.runCollect(store.capacityChanges), (changes) => {
-      expect(changes).toStrictEqual([])
+    Effect.gen(function*() {
+      const { news } = yield* newsOf(store)
+      yield* store.write(0, [new Uint8Array(CAPACITY)])
+      yield* store.flush
+      yield* turns
+      expect(news).toStrictEqual([])
+    }))
+})
+
+/** Lets whoever is told of something hear it. */
+const turns = Effect.forEach(Array.from({ length: 20 }), () => Effect.yieldNow, { discard: true })
+
+/** What a subscriber hears from now on, until its fiber ends. */
+const newsOf = Effect.fnUntraced(function*(store: BlockStore.BlockStore) {
+  const news: Array<number> = []
+  const subscriber = yield* Effect.forkScoped(
+    Stream.runForEach(store.capacityChanges, (capacity) => Effect.sync(() => news.push(capacity)))
+  )
+  yield* turns
+  return { news, subscriber }
+})
+
+const memory = BlockStore.memory({ capacity: CAPACITY })
+
+/** Each rests on one store, and is as large as it up to {@link CAPACITY}. */
+const dresses: ReadonlyArray<
+  readonly [
+    name: string,
+    dress: (store: BlockStore.BlockStore) => Effect.Effect<BlockStore.BlockStore, unknown, Scope.Scope>
+  ]
+> = [
+  ["nothing", Effect.succeed],
+  ["readOnly", (store) => Effect.succeed(BlockStore.readOnly(store))],
+  ["delay", (store) => Effect.succeed(BlockStore.delay(store, 0))],
+  ["rateLimit", BlockStore.rateLimit({ bytesPerSecond: 1e12 })],
+  ["logged", (store) => Effect.succeed(BlockStore.logged(store))],
+  ["metered", (store) => Effect.succeed(BlockStore.metered(store, { name: "resized" }))],
+  ["traced", BlockStore.traced({ sample: 1 })],
+  ["failing", BlockStore.failing([])],
+  ["around", (store) => Effect.succeed(BlockStore.around(store, { name: "same", run: (_, effect) => effect }))],
+  ["slice", BlockStore.slice(0, CAPACITY)],
+  ["the base of an overlay", (base) => Effect.flatMap(memory, BlockStore.overlay(base))],
+  ["the top of an overlay", (top) => Effect.flatMap(memory, (base) => BlockStore.overlay(base, top))],
+  [
+    "all of it",
+    (store) =>
+      Effect.succeed(BlockStore.readOnly(store)).pipe(
+        Effect.flatMap(BlockStore.slice(0, CAPACITY)),
+        Effect.flatMap((base) => Effect.flatMap(memory, BlockStore.overlay(base))),
+        Effect.map(BlockStore.delay(0)),
+        Effect.map(BlockStore.logged),
+        Effect.flatMap(BlockStore.traced({ sample: 1 }))
+      )
+  ]
+]
+
+describe.each([["memory", memory], ["file", fileStore()]] as const)("resizing %s", (_, make) => {
+  for (const [name, dress] of dresses) {
+    live(`is followed by ${name}`, () =>
+      Effect.gen(function*() {
+        const beneath = yield* make
+        const store = yield* dress(beneath)
+        const { news } = yield* newsOf(store)
+        for (const capacity of [CAPACITY / 2, 512, 0, CAPACITY / 4, CAPACITY]) {
+          yield* beneath.resize(capacity)
+          yield* turns
+          expect(store.capacity).toBe(capacity)
+          expect(news.at(-1)).toBe(capacity)
+          const error = yield* Effect.flip(store.read(capacity, [new Uint8Array(512)]))
+          expect(error).toMatchObject({ _tag: "EINVAL", operation: "read" })
+          expect(error.message).toMatch(new RegExp(`the range must end within capacity ${capacity}$`))
+          if (capacity > 0) yield* store.read(capacity - 512, [new Uint8Array(512)])
+        }
+        expect(news).toStrictEqual([CAPACITY / 2, 512, 0, CAPACITY / 4, CAPACITY])
+      }))
+  }
+
+  live("tells every subscriber what changes after it came, and nothing of what does not", () =>
+    Effect.gen(function*() {
+      const store = yield* make
+      const early = yield* newsOf(store)
+      yield* store.resize(512)
+      yield* store.resize(512)
+      yield* turns
+      const late = yield* newsOf(store)
+      yield* Fiber.interrupt((yield* newsOf(store)).subscriber)
+      yield* store.resize(1024)
+      yield* Effect.ignore(store.resize(1000))
+      yield* turns
+      expect([early.news, late.news]).toStrictEqual([[512, 1024], [1024]])
+    }))
+
+  live("shows zeroes where it grows, whatever was there before", () =>
+    Effect.gen(function*() {
+      const store = yield* make
+      for (
+        const [kept, grown] of [[CAPACITY / 2, CAPACITY], [512, CAPACITY * 2], [0, 1024], [66_048, 131_072]] as const
+      ) {
+        yield* store.resize(CAPACITY)
+        yield* store.write(0, [new Uint8Array(CAPACITY).fill(1)])
+        yield* store.resize(kept)
+        yield* store.resize(grown)
+        const found = new Uint8Array(grown).fill(0xee)
+        yield* store.read(0, [found])
+        expect([found.lastIndexOf(1) + 1, found.lastIndexOf(0xee)]).toStrictEqual([kept, -1])
+        expect(found.subarray(0, kept).every((byte) => byte === 1)).toBe(true)
+        yield* store.write(grown - 512, [new Uint8Array(512).fill(2)])
+      }
+    }))
+
+  live("refuses what is no capacity, and stays as it is", () =>
+    Effect.gen(function*() {
+      const store = yield* make
+      for (const capacity of [1000, -512, NaN, Infinity, 0.5, 2 ** 53]) {
+        const error = yield* Effect.flip(store.resize(capacity))
+        expect(error._tag).toBe("EINVAL")
+        expect(error.message).toBe(`resize: capacity ${capacity} must be a whole multiple of the block size 512`)
+        expect(store.capacity).toBe(CAPACITY)
+      }
     }))
 })
 

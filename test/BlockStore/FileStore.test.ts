@@ -6,7 +6,7 @@
  * be had here is skipped, and said.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Exit, Fiber, Option, Scope } from "effect"
+import { Effect, Exit, Fiber, Option, Scope, Stream } from "effect"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Path from "node:path"
@@ -277,6 +277,142 @@ describe("reading and writing", () => {
     }))
 })
 
+describe("resizing", () => {
+  const nextTurn = Effect.callback<void>((resume) => {
+    setImmediate(() => resume(Exit.void))
+  })
+
+  live(
+    "makes the file exactly so long, by a hole, and without what it had beyond its capacity",
+    () =>
+      inDirectory((path) =>
+        Effect.gen(function*() {
+          fs.writeFileSync(path, new Uint8Array(1000).fill(7))
+          const store = yield* BlockStore.file({ path })
+          yield* store.resize(MiB)
+          expect(fs.statSync(path).size).toBe(MiB)
+          expect(fs.readFileSync(path).lastIndexOf(7)).toBe(511)
+          expect(fs.statSync(path).blocks).toBeLessThanOrEqual(8)
+          yield* store.write(MiB - 512, [new Uint8Array(512).fill(1)])
+          expect(yield* store.nextData(4096)).toMatchObject({ value: { length: expect.any(Number) } })
+          fs.appendFileSync(path, new Uint8Array(512).fill(9))
+          yield* store.resize(MiB)
+          expect(fs.statSync(path).size).toBe(MiB)
+          yield* store.resize(512)
+          expect(fs.statSync(path).size).toBe(512)
+          expect(yield* Effect.flip(store.nextData(512))).toMatchObject({ _tag: "EINVAL", operation: "nextData" })
+          yield* store.resize(0)
+          expect(fs.statSync(path).size).toBe(0)
+        })
+      )
+  )
+
+  live(
+    "fails where the store is read-only, closed, or the file may not be so long, which leaves it as it was",
+    () =>
+      inDirectory((path) =>
+        Effect.gen(function*() {
+          fs.writeFileSync(path, new Uint8Array(1000))
+          const refused = Effect.fnUntraced(function*(store: BlockStore.FileStore, capacity: number) {
+            const error = yield* Effect.flip(store.resize(capacity))
+            expect(store.capacity).toBe(512)
+            expect(fs.statSync(path).size).toBe(1000)
+            return `${error._tag} ${error.message}`
+          })
+          const view = yield* BlockStore.file({ path, readOnly: true })
+          expect(yield* refused(view, 512)).toBe("EBADF resize: the store is read-only")
+          expect(yield* refused(view, 100)).toMatch(/^EINVAL/)
+          expect(yield* Stream.runCollect(view.capacityChanges)).toStrictEqual([])
+          const scope = yield* Scope.make()
+          const store = yield* BlockStore.file({ path }).pipe(Scope.provide(scope))
+          expect(yield* refused(store, 2 ** 52)).toBe(
+            "EFBIG resize: the system refused a size of 4503599627370496 bytes (ftruncate)"
+          )
+          yield* Scope.close(scope, Exit.void)
+          for (const capacity of [0, 512, 1024]) {
+            expect(yield* refused(store, capacity)).toBe("ESHUTDOWN resize: the file is closed")
+          }
+        })
+      )
+  )
+
+  live(
+    "ends the news of its capacity when it is closed, of those who come late too",
+    () =>
+      inDirectory((path) =>
+        Effect.gen(function*() {
+          const scope = yield* Scope.make()
+          const store = yield* BlockStore.file({ path, create: true, size: 512 }).pipe(Scope.provide(scope))
+          const news = yield* Effect.forkChild(Stream.runCollect(store.capacityChanges), { startImmediately: true })
+          yield* Effect.yieldNow
+          yield* store.resize(1024)
+          yield* Scope.close(scope, Exit.void)
+          expect(yield* Fiber.join(news)).toStrictEqual([1024])
+          expect(yield* Stream.runCollect(store.capacityChanges)).toStrictEqual([])
+        })
+      )
+  )
+
+  // Whatever was under way beyond the new end, it does not make the file longer again.
+  const race = (direct: boolean) =>
+    inDirectory((path) =>
+      Effect.gen(function*() {
+        const store = yield* BlockStore.file({ path, create: true, size: 8 * MiB, direct })
+        const bytes = new Uint8Array(4 * MiB + 1).subarray(1).fill(1)
+        const outcomes = new Set<string>()
+        for (let round = 0; round < 40; round++) {
+          yield* store.resize(8 * MiB)
+          const fibers = yield* Effect.forEach(
+            [store.write(4 * MiB, [bytes]), store.writeZeroes(0, 8 * MiB, { noUnmap: true }), store.write(0, [bytes])]
+              .concat(Array.from({ length: 8 }, (_, i) => store.read(i * MiB, [new Uint8Array(MiB)]))),
+            (effect) => Effect.forkChild(Effect.exit(effect), { startImmediately: true })
+          )
+          for (let i = 0; i < round % 10; i++) yield* Effect.sleep(0)
+          yield* store.resize(2 * MiB)
+          expect(fs.statSync(path).size).toBe(2 * MiB)
+          for (const fiber of fibers) {
+            const exit = yield* Fiber.join(fiber)
+            outcomes.add(Exit.isSuccess(exit) ? "ok" : Option.getOrThrow(Exit.findErrorOption(exit))._tag)
+          }
+          expect([store.capacity, fs.statSync(path).size]).toStrictEqual([2 * MiB, 2 * MiB])
+        }
+        expect([...outcomes].filter((outcome) => outcome !== "ok" && outcome !== "EIO")).toStrictEqual([])
+      })
+    )
+  live("waits for what is under way beyond the new end", () => race(false))
+  it.live.skipIf(!hasDirectIo)("waits for what is under way in pieces", () => leavesNothing(race(true)))
+
+  live(
+    "is done one at a time, and while the store is written to all the time",
+    () =>
+      inDirectory((path) =>
+        Effect.gen(function*() {
+          const store = yield* BlockStore.file({ path, create: true, size: MiB })
+          const writers = yield* Effect.forEach(
+            [0, 512, 1024],
+            (offset) => Effect.forkChild(Effect.forever(store.write(offset, [new Uint8Array(512).fill(1)])))
+          )
+          for (let round = 0; round < 40; round++) {
+            yield* Effect.forEach(
+              [5, 2, 4, 1, 3, 5, 1, 4, 2],
+              // One begins while another is anywhere between its calls.
+              (pages, i) =>
+                nextTurn.pipe(
+                  Effect.repeat({ times: i * round % 7 }),
+                  Effect.andThen(store.resize(((pages + round) % 5 + 1) * 4096))
+                ),
+              { concurrency: "unbounded" }
+            )
+            expect(fs.statSync(path).size).toBe(store.capacity)
+          }
+          for (const writer of writers) expect(writer.pollUnsafe()).toBe(undefined)
+          yield* Effect.forEach(writers, (writer) => Fiber.interrupt(writer))
+          expect(fs.readFileSync(path).lastIndexOf(1)).toBeLessThan(1536)
+        })
+      )
+  )
+})
+
 describe("a full disk", () => {
   const full = <A, E>(name: string, body: (path: string) => Effect.Effect<A, E, Scope.Scope>) =>
     it.live.skipIf(!canMount)(
@@ -430,6 +566,8 @@ describe("a block device", () => {
             expect((yield* Effect.flip(BlockStore.file({ path, size: 2 * MiB }))).message).toMatch(
               /the device has 1048576 bytes and needs 2097152/
             )
+            expect(yield* Effect.flip(store.resize(512))).toMatchObject({ _tag: "ENOTSUP", operation: "resize" })
+            expect(yield* Stream.runCollect(store.capacityChanges)).toStrictEqual([])
           }))
         })
       ).pipe(Effect.scoped)

@@ -81,6 +81,21 @@ describe("memory", () => {
       expect(error.message).toBe(`memory: ${rule}`)
     }))
 
+  it.effect("frees what lies beyond its end when it shrinks", () =>
+    Effect.gen(function*() {
+      const store = yield* BlockStore.memory({ capacity: 4 * CHUNK - 512 })
+      yield* store.write(0, [new Uint8Array(4 * CHUNK - 512).fill(1)])
+      yield* store.resize(3 * CHUNK)
+      expect(store.allocatedBytes).toBe(3 * CHUNK)
+      yield* store.resize(CHUNK + 512)
+      expect(store.allocatedBytes).toBe(2 * CHUNK)
+      yield* store.resize(2 ** 52)
+      expect(store.allocatedBytes).toBe(2 * CHUNK)
+      yield* store.write(2 ** 52 - 512, [new Uint8Array(512).fill(1)])
+      yield* store.resize(0)
+      expect(store.allocatedBytes).toBe(0)
+    }))
+
   it.effect("may have nothing in it, or one block larger than a chunk", () =>
     Effect.gen(function*() {
       expect((yield* BlockStore.memory({ capacity: 0 })).capacity).toBe(0)

@@ -4,7 +4,7 @@
  * Method: memory beneath, looked at from below.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Arbitrary, Effect, Fiber, pipe, Queue, Schema, Stream } from "effect"
+import { Arbitrary, Effect, Fiber, pipe, Schema, Stream } from "effect"
 import * as BlockStore from "../../src/BlockStore/BlockStore.ts"
 import { between } from "../Wire/arbitraries.ts"
 
@@ -19,22 +19,6 @@ const contentOf = (store: BlockStore.BlockStore, offset = 0, length = store.capa
     yield* store.read(offset, [found])
     return found
   })
-
-/** A store whose capacity can be changed, as a device's can. */
-const resizable = Effect.gen(function*() {
-  const inner = yield* BlockStore.memory({ capacity: 64 * KiB })
-  const changes = yield* Queue.unbounded<number>()
-  let capacity = 64 * KiB
-  const store: BlockStore.BlockStore = {
-    ...inner,
-    get capacity() {
-      return capacity
-    },
-    capacityChanges: Stream.fromQueue(changes)
-  }
-  const resize = (to: number) => Effect.suspend(() => Queue.offer(changes, capacity = to))
-  return { store, resize }
-})
 
 describe("slice", () => {
   it.effect("is the part it says, in either way of calling", () =>
@@ -71,19 +55,19 @@ describe("slice", () => {
 
   it.effect("shrinks with the store, grows back to its length, and tells", () =>
     Effect.gen(function*() {
-      const { resize, store } = yield* resizable
+      const store = yield* BlockStore.memory({ capacity: 64 * KiB })
       const part = yield* BlockStore.slice(store, 16 * KiB, 32 * KiB)
       const changes = yield* Effect.forkChild(
         part.capacityChanges.pipe(Stream.take(3), Stream.runCollect),
         { startImmediately: true }
       )
       for (const capacity of [60 * KiB, 24 * KiB, 8 * KiB, 128 * KiB]) {
-        yield* resize(capacity)
+        yield* store.resize(capacity)
         yield* Effect.yieldNow
         yield* Effect.yieldNow
       }
       expect(yield* Fiber.join(changes)).toStrictEqual([8 * KiB, 0, 32 * KiB])
-      yield* resize(20 * KiB)
+      yield* store.resize(20 * KiB)
       expect(part.capacity).toBe(4 * KiB)
       expect((yield* Effect.flip(part.read(4 * KiB, [new Uint8Array(512)]))).message).toMatch(/within capacity 4096/)
     }))
@@ -177,7 +161,7 @@ describe("overlay", () => {
 
   it.effect("follows the capacity of its base", () =>
     Effect.gen(function*() {
-      const { resize, store } = yield* resizable
+      const store = yield* BlockStore.memory({ capacity: 64 * KiB })
       const top = yield* BlockStore.memory({ capacity: 80 * KiB, blockSize: 4096 })
       const overlay = yield* BlockStore.overlay(store, top)
       const changes = yield* Effect.forkChild(
@@ -186,10 +170,25 @@ describe("overlay", () => {
       )
       yield* Effect.yieldNow
       for (const capacity of [10 * KiB, 128 * KiB]) {
-        yield* resize(capacity)
+        yield* store.resize(capacity)
         for (let i = 0; i < 10; i++) yield* Effect.yieldNow
       }
       expect(yield* Fiber.join(changes)).toStrictEqual([8 * KiB, 80 * KiB])
+    }))
+
+  it.effect("tells no changed blocks beyond its end, and those again when it has grown back", () =>
+    Effect.gen(function*() {
+      const base = yield* filled({ capacity: 64 * KiB }, 1)
+      const overlay = yield* BlockStore.overlay(base, yield* BlockStore.memory({ capacity: 64 * KiB }))
+      const [early, late] = [{ offset: 0, length: 512 }, { offset: 30 * KiB, length: 4 * KiB }]
+      for (const { length, offset } of [early, late]) yield* overlay.write(offset, [new Uint8Array(length).fill(2)])
+      yield* base.resize(32 * KiB)
+      expect(overlay.changedBlocks).toStrictEqual([early, { offset: 30 * KiB, length: 2 * KiB }])
+      yield* base.resize(16 * KiB)
+      expect(overlay.changedBlocks).toStrictEqual([early])
+      yield* base.resize(64 * KiB)
+      expect(overlay.changedBlocks).toStrictEqual([early, late])
+      expect((yield* contentOf(overlay, 32 * KiB, 32 * KiB)).lastIndexOf(2)).toBe(2 * KiB - 1)
     }))
 
   const range = Schema.Struct({ first: between(0, 127), count: between(1, 40), kind: between(0, 2) })
