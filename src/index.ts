@@ -8,6 +8,7 @@
 export { BlockDevice } from "./BlockDevice.ts"
 export * as BlockStore from "./BlockStore/BlockStore.ts"
 export * as Errno from "./Errno.ts"
+export * as Export from "./Export/Export.ts"
 export * as MemoryRegion from "./Memory/MemoryRegion.ts"
 export { Properties } from "./Properties/Properties.ts"
 export * as IoQueue from "./Queue/IoQueue.ts"

@@ -13,6 +13,7 @@
  * @since 0.1.0
  */
 import koffi from "koffi"
+import { fstatSync } from "node:fs"
 import { SyscallError } from "./SyscallError.ts"
 
 const libc = koffi.load(null)
@@ -21,17 +22,23 @@ type IntCall = (...args: ReadonlyArray<unknown>) => number
 const bind = (definition: string): IntCall => libc.func(definition)
 
 const calls = {
+  accept: bind("int accept4(int fd, void *address, void *length, int flags)"),
+  bind: bind("int bind(int fd, const void *address, uint32_t length)"),
   close: bind("int close(int fd)"),
   connect: bind("int connect(int fd, const void *address, uint32_t length)"),
   dup: bind("int fcntl(int fd, int command, int minimum)"),
+  epollControl: bind("int epoll_ctl(int epoll, int operation, int fd, void *event)"),
+  epollCreate: bind("int epoll_create1(int flags)"),
   eventfd: bind("int eventfd(unsigned int initial, int flags)"),
   fcntl: bind("int fcntl(int fd, int command, int argument)"),
   ftruncate: bind("int ftruncate(int fd, int64_t length)"),
+  listen: bind("int listen(int fd, int backlog)"),
   memfdCreate: bind("int memfd_create(const char *name, unsigned int flags)"),
   munmap: bind("int munmap(uintptr_t address, size_t length)"),
   read: bind("intptr_t read(int fd, void *buffer, size_t length)"),
   recvmsg: bind("intptr_t recvmsg(int fd, void *message, int flags)"),
   sendmsg: bind("intptr_t sendmsg(int fd, const void *message, int flags)"),
+  shutdown: bind("int shutdown(int fd, int how)"),
   socket: bind("int socket(int domain, int type, int protocol)"),
   socketpair: bind("int socketpair(int domain, int type, int protocol, void *pair)"),
   write: bind("intptr_t write(int fd, const void *buffer, size_t length)")
@@ -45,6 +52,7 @@ const MFD_CLOEXEC = 1
 const MFD_ALLOW_SEALING = 2
 const F_DUPFD_CLOEXEC = 1030
 const F_ADD_SEALS = 1033
+const F_GET_SEALS = 1034
 const F_SEAL_SHRINK = 2
 const O_NONBLOCK = 0o4000
 const O_CLOEXEC = 0o2000000
@@ -63,7 +71,9 @@ const MSG_CMSG_CLOEXEC = 0x40000000
 /** EAGAIN and EWOULDBLOCK: one number on Linux. */
 export const EAGAIN = 11
 
+const EINTR = 4
 const EBADF = 9
+const ECONNABORTED = 103
 
 /** The longest path `struct sockaddr_un` holds beside its terminating zero, in bytes. */
 export const MAX_SOCKET_PATH_BYTES = 107
@@ -101,6 +111,12 @@ export const createMemoryFile = (name: string, length: number): number => {
   }
 }
 
+/** Tells whether a file can never become shorter, so that a mapping of it cannot fault: a memfd that is sealed. */
+export const isSealedAgainstShrinking = (fd: number): boolean => {
+  const seals = calls.fcntl(fd, F_GET_SEALS, 0)
+  return seals >= 0 && (seals & F_SEAL_SHRINK) !== 0
+}
+
 /** Memory that is mapped from a file and shared with whoever else maps it. */
 export interface Mapping {
   /** All of the memory. The one view of it: a second one would outlive {@link unmap}. */
@@ -135,6 +151,17 @@ export const unmap = (mapping: Mapping): void => {
 /** Creates an event counter (`man 2 eventfd`), non-blocking. */
 export const createEventFd = (): number => check("eventfd", calls.eventfd(0, O_NONBLOCK | O_CLOEXEC))
 
+/** Tells whether the kernel can watch a descriptor. Answers 0 or the errno; EPERM is that of files, folders and /dev/null. */
+export const checkWatchable = (fd: number): number => {
+  const EPOLL_CTL_ADD = 1
+  const epoll = check("epoll_create1", calls.epollCreate(O_CLOEXEC))
+  // struct epoll_event is 12 bytes on x86-64 and 16 elsewhere.
+  const added = calls.epollControl(epoll, EPOLL_CTL_ADD, fd, new Uint8Array(new ArrayBuffer(16)))
+  const errno = added === 0 ? 0 : koffi.errno()
+  close(epoll)
+  return errno
+}
+
 const one = new Uint8Array(new BigUint64Array([1n]).buffer)
 const counter = new Uint8Array(new ArrayBuffer(8))
 
@@ -145,9 +172,13 @@ export const signalEventFd = (fd: number): number => {
   return errno === EAGAIN ? 0 : errno
 }
 
-/** Resets an event counter to zero; does nothing where it is zero already. */
-export const drainEventFd = (fd: number): void => {
-  calls.read(fd, counter, 8)
+/**
+ * Resets an event counter to zero; does nothing where it is zero already. Answers whether the descriptor can be read at all,
+ * which one that another process handed over may not be.
+ */
+export const drainEventFd = (fd: number): boolean => {
+  const count = calls.read(fd, counter, 8)
+  return count > 0 || (count < 0 && koffi.errno() === EAGAIN)
 }
 
 /** Opens a Unix stream socket, non-blocking and not yet connected. */
@@ -159,11 +190,47 @@ export const createUnixSocket = (): number =>
  * the listener's backlog is full.
  */
 export const connectUnixSocket = (fd: number, path: string): number => {
+  const address = socketAddress(path)
+  return calls.connect(fd, address, address.length) === 0 ? 0 : koffi.errno()
+}
+
+/** Lays out `struct sockaddr_un`: family u16 (its high byte 0), path, terminating zero. */
+const socketAddress = (path: string): Uint8Array => {
   const bytes = Buffer.from(path)
   const address = new Uint8Array(new ArrayBuffer(2 + bytes.length + 1))
   address[0] = AF_UNIX
   address.set(bytes, 2)
-  return calls.connect(fd, address, address.length) === 0 ? 0 : koffi.errno()
+  return address
+}
+
+/**
+ * Binds a Unix socket to `path`, at most {@link MAX_SOCKET_PATH_BYTES} long, which makes a file there. Answers 0 or the
+ * errno.
+ */
+export const bindUnixSocket = (fd: number, path: string): number => {
+  const address = socketAddress(path)
+  return calls.bind(fd, address, address.length) === 0 ? 0 : koffi.errno()
+}
+
+/** Has a bound socket take connections, of which `backlog` may wait for {@link accept}. */
+export const listen = (fd: number, backlog: number): void => {
+  check("listen", calls.listen(fd, backlog))
+}
+
+/** Takes the connection that has waited longest, non-blocking and close-on-exec; -1 where none waits any more. */
+export const accept = (fd: number): number => {
+  const connection = calls.accept(fd, null, null, O_NONBLOCK | O_CLOEXEC)
+  if (connection >= 0) return connection
+  const errno = koffi.errno()
+  // A connection may be gone again before it is taken.
+  if (errno === EAGAIN || errno === ECONNABORTED || errno === EINTR) return -1
+  throw new SyscallError("accept4", errno)
+}
+
+/** Ends a connection for everybody who has a descriptor of it. */
+export const shutdown = (fd: number): void => {
+  const SHUT_RDWR = 2
+  calls.shutdown(fd, SHUT_RDWR)
 }
 
 /** Makes a descriptor non-blocking and close-on-exec. */
@@ -174,6 +241,19 @@ export const adopt = (fd: number): void => {
   const FD_CLOEXEC = 1
   check("fcntl", calls.fcntl(fd, F_SETFD, FD_CLOEXEC))
   check("fcntl", calls.fcntl(fd, F_SETFL, check("fcntl", calls.fcntl(fd, F_GETFL, 0)) | O_NONBLOCK))
+}
+
+/** Makes a socket non-blocking and close-on-exec; throws EBADF or ENOTSOCK for what is none. */
+export const adoptSocket = (fd: number): void => {
+  let isSocket: boolean
+  try {
+    isSocket = fstatSync(fd).isSocket()
+  } catch {
+    throw new SyscallError("fstat", EBADF)
+  }
+  const ENOTSOCK = 88
+  if (!isSocket) throw new SyscallError("fstat", ENOTSOCK)
+  adopt(fd)
 }
 
 /** Creates a pair of connected Unix stream sockets, both non-blocking. */

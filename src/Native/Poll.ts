@@ -8,8 +8,8 @@
  * @since 0.1.0
  */
 import koffi from "koffi"
-import { fstatSync } from "node:fs"
 import { constants } from "node:os"
+import * as Libc from "./Libc.ts"
 import { SyscallError } from "./SyscallError.ts"
 
 /** Which states of a descriptor wake its watcher. */
@@ -58,14 +58,6 @@ export const watch = (fd: number, interest: Interest, onReady: () => void): Watc
 
 /** koffi ends the process where libuv refuses a descriptor, so what libuv would refuse is refused here. */
 const checkWatchable = (fd: number): void => {
-  const { EBADF, EEXIST, EPERM } = constants.errno
-  if (open.has(fd)) throw new SyscallError("uv_poll_init", EEXIST)
-  let isFile: boolean
-  try {
-    const stat = fstatSync(fd)
-    isFile = stat.isFile() || stat.isDirectory()
-  } catch {
-    throw new SyscallError("uv_poll_init", EBADF)
-  }
-  if (isFile) throw new SyscallError("uv_poll_init", EPERM)
+  const errno = open.has(fd) ? constants.errno.EEXIST : Libc.checkWatchable(fd)
+  if (errno !== 0) throw new SyscallError("uv_poll_init", errno)
 }

@@ -23,6 +23,7 @@ import type { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as Libc from "../Native/Libc.ts"
 import * as Poll from "../Native/Poll.ts"
 import { RequestType, SECTOR_BYTES, Status, WRITE_ZEROES_UNMAP } from "../Wire/VirtioBlk.ts"
+import { look, LookAgain } from "./LookAgain.ts"
 import * as Request from "./Request.ts"
 import { slotOf, type SplitRing, statusOf } from "./SplitRing.ts"
 
@@ -83,17 +84,10 @@ export interface EngineOptions {
   readonly onFault: (failure: Errno.EPROTO) => void
 }
 
-/** How long an adaptive queue looks at the ring before it sleeps. Waking a sleeper costs 3 to 50 µs. */
-const LOOK_AGAIN_MS = 0.02
-/** The share of wall time that adaptive queues may spend on looking in vain, and how much of it can be saved up. */
-const LOOK_SHARE = 0.15
-const LOOK_SAVINGS_MS = 1
 /** How long a poll queue looks at the ring before it gives the event loop a turn. */
 const POLL_SLICE_MS = 0.05
 /** How long a busy queue keeps the event loop to itself. */
 const BUSY_SLICE_MS = 0.5
-/** Looks at the ring between two looks at the clock, which costs more. */
-const LOOKS_PER_CLOCK = 32
 
 /** The engine of one queue. */
 export class QueueEngine {
@@ -131,8 +125,7 @@ export class QueueEngine {
   #microtask = false
   #immediate: NodeJS.Immediate | undefined
   #submitted = 0
-  #savings = LOOK_SAVINGS_MS
-  #savedAt = 0
+  readonly #lookAgain = new LookAgain()
   #foreign = false
   #awaited = 0
   #hasFailed = false
@@ -371,20 +364,9 @@ export class QueueEngine {
 
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
   #find(): boolean {
-    if (this.#ring.pending) return true
-    const isPoll = this.waiting === "poll"
-    const began = performance.now()
-    if (!isPoll) {
-      this.#savings = Math.min(LOOK_SAVINGS_MS, this.#savings + (began - this.#savedAt) * LOOK_SHARE)
-      this.#savedAt = began
-      if (this.#savings < LOOK_AGAIN_MS) return false
-    }
-    const until = began + (isPoll ? POLL_SLICE_MS : LOOK_AGAIN_MS)
-    do {
-      for (let i = 0; i < LOOKS_PER_CLOCK; i++) if (this.#ring.pending) return true
-    } while (performance.now() < until)
-    this.#savings -= LOOK_AGAIN_MS
-    return false
+    return this.waiting === "adaptive"
+      ? this.#lookAgain.find(this.#ring)
+      : look(this.#ring, performance.now(), POLL_SLICE_MS)
   }
 
   /** Takes what the device answered, serves the line, tells the owners. Answers how many requests ended. */

@@ -1,10 +1,13 @@
 /**
- * A connected vhost-user socket: whole messages in and out, with descriptors.
+ * A connected vhost-user socket, at either end: whole messages in and out, with descriptors.
  *
  * Callbacks only, on Node's own loop. One always-on watch reads the socket, since its end is the only sign of some
  * failures: a backend may acknowledge a message and die of it (measured on qemu-storage-daemon). Whatever the peer does
- * wrong (a truncated message, a wrong version, a payload too large, descriptors nobody asked for) ends the socket, once,
- * with the typed reason.
+ * wrong (a truncated message, a wrong version, a payload too large, more descriptors than it may send) ends the socket,
+ * once, with the typed reason.
+ *
+ * Header and payload are read each to its exact length, so that descriptors are known to belong to the message they came
+ * with, whatever follows it.
  *
  * @since 0.1.0
  */
@@ -20,6 +23,18 @@ import type { ConnectionError } from "./Transport.ts"
 export interface Received {
   readonly header: Message.Header
   readonly payload: Uint8Array
+  /** What came along: open, close-on-exec, and the listener's from now on. */
+  readonly fds: ReadonlyArray<number>
+}
+
+/** Which socket it is. */
+export interface Names {
+  /** The socket, in errors. */
+  readonly socket: string
+  /** Who is at its other end. */
+  readonly peer: "backend" | "front-end"
+  /** How many descriptors the peer may send with a message. */
+  readonly maxFds: number
 }
 
 /** Who hears of what the socket brings. Called on a turn of the event loop of its own; must not throw. */
@@ -34,7 +49,7 @@ interface Outgoing {
   readonly fds: ReadonlyArray<number>
 }
 
-/** The most messages that wait for a backend which does not read: those of 256 queues' start, and room beside them. */
+/** The most messages that wait for a peer which does not read: those of 256 queues' start, and room beside them. */
 const MAX_OUTGOING = 4096
 
 /** The most looks at the socket in one turn of the event loop, so that a backend which floods it starves nobody. */
@@ -43,18 +58,20 @@ const READS_PER_TURN = 64
 /** A vhost-user socket. Its descriptor is the caller's, who closes it after the socket. */
 export class MessageSocket {
   readonly #fd: number
-  readonly #name: string
+  readonly #names: Names
   readonly #listener: Listener
   readonly #watch: Poll.Watch
+  #header: Message.Header | undefined
   #received: Uint8Array = new Uint8Array(0)
+  #fds: Array<number> = []
   #outgoing: Array<Outgoing> = []
   #immediate: NodeJS.Immediate | undefined
   #isOpen = true
 
-  /** `name` says in errors which socket it is. Throws a SyscallError where `fd` cannot be watched. */
-  constructor(fd: number, name: string, listener: Listener) {
+  /** Throws a SyscallError where `fd` cannot be watched. */
+  constructor(fd: number, names: Names, listener: Listener) {
     this.#fd = fd
-    this.#name = name
+    this.#names = names
     this.#listener = listener
     this.#watch = Poll.watch(fd, { readable: true }, () => {
       this.#immediate ??= setImmediate(this.#onReady)
@@ -64,7 +81,9 @@ export class MessageSocket {
   /** Sends a message; copies of `fds` go with it. Throws a SyscallError, and sends nothing, where they cannot be made. */
   send(bytes: Uint8Array, fds: ReadonlyArray<number>): void {
     if (!this.#isOpen) return
-    if (this.#outgoing.length >= MAX_OUTGOING) return this.#broken(`the backend left ${MAX_OUTGOING} messages unread`)
+    if (this.#outgoing.length >= MAX_OUTGOING) {
+      return this.#broken(`the ${this.#names.peer} left ${MAX_OUTGOING} messages unread`)
+    }
     this.#outgoing.push({ bytes, fds: duplicates(fds) })
     this.#write()
   }
@@ -76,6 +95,8 @@ export class MessageSocket {
     clearImmediate(this.#immediate)
     for (const { fds } of this.#outgoing) fds.forEach(Libc.close)
     this.#outgoing = []
+    this.#fds.forEach(Libc.close)
+    this.#fds = []
     this.#watch.close()
   }
 
@@ -94,7 +115,7 @@ export class MessageSocket {
   #gone(detail: string, error?: SyscallError): void {
     this.#end(
       new Errno.ENOTCONN({
-        operation: this.#name,
+        operation: this.#names.socket,
         detail,
         ...(error === undefined ? {} : { syscall: error.syscall, cause: error })
       })
@@ -102,7 +123,7 @@ export class MessageSocket {
   }
 
   #broken(detail: string): void {
-    this.#end(new Errno.EPROTO({ operation: this.#name, detail }))
+    this.#end(new Errno.EPROTO({ operation: this.#names.socket, detail }))
   }
 
   #write(): void {
@@ -113,7 +134,7 @@ export class MessageSocket {
       try {
         sent = Libc.send(this.#fd, first.bytes, first.fds)
       } catch (error) {
-        return this.#gone("the backend is gone", error instanceof SyscallError ? error : undefined)
+        return this.#gone(`the ${this.#names.peer} is gone`, error instanceof SyscallError ? error : undefined)
       }
       if (sent === 0) return this.#watch.change({ readable: true, writable: true })
       // Descriptors travel with the first byte: a rest is sent without them.
@@ -132,40 +153,51 @@ export class MessageSocket {
         this.#immediate ??= setImmediate(this.#onReady)
         return
       }
+      const wanted = this.#header === undefined ? Message.HEADER_BYTES : this.#header.size
+      if (this.#received.length === wanted) {
+        this.#take()
+        continue
+      }
       let received: Libc.Received
       try {
-        received = Libc.receive(this.#fd, Message.HEADER_BYTES + Message.MAX_PAYLOAD_BYTES)
+        received = Libc.receive(this.#fd, wanted - this.#received.length)
       } catch (error) {
-        return this.#gone("the backend is gone", error instanceof SyscallError ? error : undefined)
+        return this.#gone(`the ${this.#names.peer} is gone`, error instanceof SyscallError ? error : undefined)
       }
       if (received._tag === "Empty") return
-      received.fds.forEach(Libc.close)
-      if (received.fds.length > 0) return this.#broken(`${received.fds.length} descriptors that were not asked for`)
+      this.#fds.push(...received.fds)
+      if (this.#fds.length > this.#names.maxFds) {
+        return this.#broken(
+          `${this.#fds.length} descriptors with a message: there may be ${this.#names.maxFds}`
+        )
+      }
       if (received.bytes.length === 0) {
-        // A backend that is killed may be so between a message's header and its payload.
-        const where = this.#received.length === 0 ? "" : " inside a message"
-        return this.#gone(`the backend closed the connection${where}`)
+        // A peer that is killed may be so between a message's header and its payload.
+        const isInside = this.#header !== undefined || this.#received.length > 0
+        return this.#gone(`the ${this.#names.peer} closed the connection${isInside ? " inside a message" : ""}`)
       }
       this.#received = joined(this.#received, received.bytes)
-      this.#deliver()
     }
   }
 
-  #deliver(): void {
-    while (this.#isOpen && this.#received.length >= Message.HEADER_BYTES) {
-      let header: Message.Header
+  /** Takes the header or the payload that is complete. */
+  #take(): void {
+    const bytes = this.#received
+    const header = this.#header
+    this.#received = new Uint8Array(0)
+    if (header === undefined) {
       try {
-        header = Message.decodeHeader(this.#received)
+        this.#header = Message.decodeHeader(bytes)
       } catch (error) {
         if (error instanceof WireError) return this.#broken(error.message)
         throw error
       }
-      const end = Message.HEADER_BYTES + header.size
-      if (this.#received.length < end) return
-      const payload = this.#received.slice(Message.HEADER_BYTES, end)
-      this.#received = this.#received.subarray(end)
-      this.#listener.onMessage({ header, payload })
+      return
     }
+    const fds = this.#fds
+    this.#header = undefined
+    this.#fds = []
+    this.#listener.onMessage({ header, payload: bytes, fds })
   }
 }
 

@@ -15,8 +15,6 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { fstatSync } from "node:fs"
-import { constants } from "node:os"
 import { inspect } from "node:util"
 import * as Errno from "../Errno.ts"
 import * as Libc from "../Native/Libc.ts"
@@ -147,24 +145,11 @@ const adopt = (fd: number, taken: { once: boolean }): Effect.Effect<number, Conn
     const described = { operation: "connect", detail: `fd ${fd} was taken over by an earlier connection` }
     if (taken.once) return Exit.fail(new Errno.EBADF(described))
     return acquireDescriptor(() => {
-      checkSocket(fd)
-      Libc.adopt(fd)
+      Libc.adoptSocket(fd)
       taken.once = true
       return fd
     })
   })
-
-const { EBADF, ENOTSOCK } = constants.errno
-
-const checkSocket = (fd: number): void => {
-  let isSocket: boolean
-  try {
-    isSocket = fstatSync(fd).isSocket()
-  } catch {
-    throw new SyscallError("fstat", EBADF)
-  }
-  if (!isSocket) throw new SyscallError("fstat", ENOTSOCK)
-}
 
 const acquireDescriptor = (open: () => number) =>
   Effect.acquireRelease(

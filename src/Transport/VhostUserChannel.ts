@@ -77,7 +77,7 @@ export const make = Effect.fnUntraced(function*(
   const socket = yield* Effect.acquireRelease(
     Effect.try({
       try: () =>
-        new MessageSocket(fd, "vhost-user", {
+        new MessageSocket(fd, { socket: "vhost-user", peer: "backend", maxFds: 0 }, {
           onEnd: end,
           onMessage: (message) => {
             hasAnswered = true

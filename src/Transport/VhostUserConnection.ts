@@ -274,7 +274,8 @@ const openBackendChannel = Effect.fnUntraced(function*(
   )
   yield* Effect.acquireRelease(
     Effect.sync(() => {
-      const socket: MessageSocket = new MessageSocket(ours, "vhost-user backend channel", {
+      const names = { socket: "vhost-user backend channel", peer: "backend", maxFds: 0 } as const
+      const socket: MessageSocket = new MessageSocket(ours, names, {
         onMessage: ({ header }) => {
           const isKnown = header.request === Message.BackendRequest.CONFIG_CHANGE_MSG
           // The acknowledgement goes out before the configuration is read: the backend may be waiting for it.
