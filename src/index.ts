@@ -7,6 +7,7 @@
  */
 export { BlockDevice } from "./BlockDevice.ts"
 export * as BlockStore from "./BlockStore/BlockStore.ts"
+export * as Embedded from "./Embedded.ts"
 export * as Errno from "./Errno.ts"
 export * as Export from "./Export/Export.ts"
 export * as MemoryRegion from "./Memory/MemoryRegion.ts"

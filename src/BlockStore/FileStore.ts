@@ -115,7 +115,13 @@ export interface FileOptions {
   readonly size?: number
 }
 
-const openErrors = [
+/**
+ * The errnos of {@link FileError}, for `Errno.fromNumber`.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export const fileErrors = [
   "EINVAL",
   "ENOENT",
   "EACCES",
@@ -142,7 +148,7 @@ const openErrors = [
  * @category errors
  * @since 0.1.0
  */
-export type FileError = Errno.Of<typeof openErrors[number]> | Errno.EIO
+export type FileError = Errno.Of<typeof fileErrors[number]> | Errno.EIO
 
 const CREATED_MODE = 0o666
 /** Large enough for the disk to run at its full rate, and a bound on the memory of a request. */
@@ -219,7 +225,7 @@ const errnoOf = (error: NodeJS.ErrnoException): number => Math.abs(error.errno ?
 const acquire = Effect.fnUntraced(function*(options: FileOptions) {
   const { path } = options
   const failed = (error: NodeJS.ErrnoException) =>
-    Errno.fromNumber(errnoOf(error), openErrors, {
+    Errno.fromNumber(errnoOf(error), fileErrors, {
       operation: "open",
       path,
       detail: "the system refused",
