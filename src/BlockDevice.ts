@@ -82,7 +82,8 @@ export const fromStarted = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Device, never, Scope.Scope> {
   const { discardAlignment, driver, path } = yield* device.properties.getAll
   const { rules } = device
-  const scope = yield* Effect.scope
+  // The pool is made late and goes early: not before what was made after the device, and may still use it.
+  const scope = yield* Scope.fork(yield* Effect.scope)
   const all = [...device.queues, ...device.pollQueues]
   let turn = 0
   /** The queues take turns. */

@@ -121,6 +121,22 @@ live("its scope may close in the middle of everything, or its making be interrup
     yield* Fiber.interrupt(making)
   }))
 
+live("what was made after the disk may use it until its scope closes", () =>
+  Effect.gen(function*() {
+    let flushed: Exit.Exit<void, unknown> | undefined
+    yield* Effect.scoped(Effect.gen(function*() {
+      const disk = yield* Embedded.memory({ capacity: MiB })
+      yield* Effect.addFinalizer(() =>
+        Effect.map(Effect.exit(disk.flush), (exit) => {
+          flushed = exit
+        })
+      )
+      // Ordinary memory goes through buffers that the disk makes now.
+      yield* disk.writeBytes(0, Uint8Array.of(1))
+    }))
+    expect(flushed).toStrictEqual(Exit.void)
+  }))
+
 live("twenty times in turn leave no thread, no descriptor and no mapping", () =>
   Effect.gen(function*() {
     const tasks = () => readdirSync("/proc/self/task").length
