@@ -20,10 +20,10 @@ const BAR_EVERY_MS = 100
 const LINE_EVERY_MS = 1000
 /** What the rate is measured over: short enough to follow the disk, long enough to be read. */
 const WINDOW_MS = 5000
-const DEFAULT_COLUMNS = 80
+export const DEFAULT_COLUMNS = 80
 const MAX_BAR_COLUMNS = 40
 /** Back to the line's begin, and erase it (ECMA-48: EL). */
-const CLEAR_LINE = "\r\x1b[K"
+export const CLEAR_LINE = "\r\x1b[K"
 
 /** Measures the rate over the last seconds. */
 const makeRate = (now: number) => {

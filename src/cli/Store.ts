@@ -1,8 +1,9 @@
 /**
- * A STORE argument: a DEVICE (`driver[,property=value…]`) or `file:PATH`, opened as a block store until the Scope closes.
+ * A STORE argument, opened as a block store until the Scope closes: a DEVICE (`driver[,property=value…]`), `file:PATH`,
+ * `memory:SIZE` (zeroes at first), or `overlay:PATH` (a file that is never written to: what is written stays in memory).
  *
- * What is only read is opened read-only, so that a read-only export serves. A file that is written to is made, or grown, to
- * the size that is needed; a longer one keeps its size.
+ * What is only read is opened read-only, so that a read-only export serves. A file that is a target is made, or grown, to
+ * the size that is needed; a longer one keeps its size. What lies in memory is lost at the end, and so is no target.
  */
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -14,15 +15,21 @@ import * as BlockStore from "../BlockStore/BlockStore.ts"
 import * as Errno from "../Errno.ts"
 import type * as VirtioBlk from "../VirtioBlk.ts"
 import * as Device from "./Device.ts"
+import { parseBytes } from "./format.ts"
 
 /** A parsed STORE. */
-export interface Store {
-  /** As it was given. */
-  readonly text: string
-  /** The file, or the socket at which the device is. */
-  readonly path: string
-  readonly device: Device.Device | undefined
-}
+export type Store =
+  & {
+    /** As it was given. */
+    readonly text: string
+    /** The file, or the socket at which the device is; empty for memory. */
+    readonly path: string
+  }
+  & (
+    | { readonly _tag: "device"; readonly device: Device.Device }
+    | { readonly _tag: "file" | "overlay" }
+    | { readonly _tag: "memory"; readonly capacity: number }
+  )
 
 /** What opening may fail with. */
 export type OpenError =
@@ -31,22 +38,46 @@ export type OpenError =
   | VirtioBlk.StartError
   | Device.UsageError
 
-const FILE = "file:"
+/** What a STORE begins with that is no DEVICE. */
+const SCHEME = /^(?<scheme>file|memory|overlay):(?<rest>.*)$/su
 
-/** The argument of a command. */
+const SECTOR_BYTES = 512
+
+/** The argument of a command that reads, or serves. */
 export const argument = (name: string): Argument.Argument<string> =>
+  Argument.String(name).pipe(
+    Argument.withDescription("driver[,property=value…], file:PATH, memory:SIZE or overlay:PATH")
+  )
+
+/** The argument of a command that writes what is to stay. */
+export const target = (name: string): Argument.Argument<string> =>
   Argument.String(name).pipe(Argument.withDescription("driver[,property=value…] or file:PATH"))
 
 /** Reads a STORE, and checks all of it that can be checked without opening it. */
 export const parse = (text: string): Effect.Effect<Store, Device.UsageError> => {
-  if (text.startsWith(FILE)) {
-    const path = text.slice(FILE.length)
-    return path === ""
-      ? wrongUsage("file: needs a path")
-      : Effect.succeed({ text, path, device: undefined })
+  const { rest = "", scheme } = SCHEME.exec(text)?.groups ?? {}
+  switch (scheme) {
+    case "file":
+    case "overlay":
+      return rest === ""
+        ? wrongUsage(`${scheme}: needs a path`)
+        : Effect.succeed({ _tag: scheme, text, path: rest })
+    case "memory": {
+      const capacity = parseBytes(rest)
+      return capacity === undefined || capacity === 0 || capacity % SECTOR_BYTES !== 0
+        ? wrongUsage(
+          `${text}: the size must be a positive multiple of ${SECTOR_BYTES} bytes, such as 4096, 64M or 1G`
+        )
+        : Effect.succeed({ _tag: scheme, text, path: "", capacity })
+    }
+    default:
+      return parseDevice(text)
   }
-  return Device.parse(text).pipe(
-    Effect.map((device) => ({ text, path: device.transport.path, device })),
+}
+
+const parseDevice = (text: string): Effect.Effect<Store, Device.UsageError> =>
+  Device.parse(text).pipe(
+    Effect.map((device): Store => ({ _tag: "device", text, path: device.transport.path, device })),
     Effect.mapError((error) => {
       const { detail, operation } = error.reason
       return error.reason._tag === "ENOENT" && operation === "device"
@@ -54,46 +85,81 @@ export const parse = (text: string): Effect.Effect<Store, Device.UsageError> => 
         : error
     })
   )
-}
 
 const wrongUsage = (detail: string) =>
   new Device.UsageError({ reason: new Errno.EINVAL({ operation: "store", detail }) })
 
+/** What opening needs: the Scope that closes it, and files. */
+type Needs = Scope.Scope | FileSystem.FileSystem
+
 /** Opens a store to read from it. */
-export const openSource = (
-  store: Store
-): Effect.Effect<BlockStore.BlockStore, OpenError, Scope.Scope | FileSystem.FileSystem> => {
-  if (store.device === undefined) {
-    return Effect.andThen(
-      refuseHalfBlocks(store.path),
-      Effect.map(BlockStore.file({ path: store.path, readOnly: true }), naming(store))
-    )
+export const openSource = (store: Store): Effect.Effect<BlockStore.BlockStore, OpenError, Needs> => {
+  switch (store._tag) {
+    case "device":
+      // What the user sets comes later, and counts.
+      return openDevice(store, {
+        ...store.device,
+        settings: [["read-only", "true"], ...store.device.settings]
+      })
+    case "file":
+      return openFile(store, true)
+    case "memory":
+      return Effect.map(BlockStore.memory({ capacity: store.capacity }), naming(store))
+    case "overlay":
+      return openOverlay(store)
   }
-  // What the user sets comes later, and counts.
-  return openDevice(store, {
-    ...store.device,
-    settings: [["read-only", "true"], ...store.device.settings]
-  })
+}
+
+/** Opens a store to read from it and write to it, in the size that it has. */
+export const openShared = (store: Store): Effect.Effect<BlockStore.BlockStore, OpenError, Needs> => {
+  switch (store._tag) {
+    case "device":
+      return openDevice(store, store.device)
+    case "file":
+      return openFile(store, false)
+    case "memory":
+    case "overlay":
+      return openSource(store)
+  }
 }
 
 /** Opens a store to write `size` bytes to it. */
 export const openTarget = Effect.fnUntraced(function*(
   store: Store,
   size: number
-): Effect.fn.Return<BlockStore.BlockStore, OpenError, Scope.Scope | FileSystem.FileSystem> {
-  const { device, path } = store
-  if (device === undefined) {
-    const existing = Option.getOrUndefined(yield* statOf(path))
-    const isLongEnough = existing?.type === "File" && Number(existing.size) >= size
-    const file = isLongEnough
-      ? BlockStore.file({ path })
-      : BlockStore.file({ path, create: existing === undefined, size })
-    return naming(store)(yield* file)
+): Effect.fn.Return<BlockStore.BlockStore, OpenError, Needs> {
+  const { path } = store
+  switch (store._tag) {
+    case "device": {
+      const target = yield* openDevice(store, store.device)
+      if (!target.readOnly) return target
+      const detail = "a target cannot be read-only=true"
+      return yield* new Device.UsageError({ reason: new Errno.EBADF({ operation: "store", path, detail }) })
+    }
+    case "file": {
+      const existing = Option.getOrUndefined(yield* statOf(path))
+      const isLongEnough = existing?.type === "File" && Number(existing.size) >= size
+      const file = isLongEnough
+        ? BlockStore.file({ path })
+        : BlockStore.file({ path, create: existing === undefined, size })
+      return naming(store)(yield* file)
+    }
+    case "memory":
+    case "overlay":
+      return yield* wrongUsage(`${store.text}: a target is a device or a file; what is written to this would be lost`)
   }
-  const target = yield* openDevice(store, device)
-  if (!target.readOnly) return target
-  const detail = "a target cannot be read-only=true"
-  return yield* new Device.UsageError({ reason: new Errno.EBADF({ operation: "store", path, detail }) })
+})
+
+const openFile = (store: Store, readOnly: boolean) =>
+  Effect.andThen(
+    refuseHalfBlocks(store.path),
+    Effect.map(BlockStore.file({ path: store.path, readOnly }), naming(store))
+  )
+
+const openOverlay = Effect.fnUntraced(function*(store: Store) {
+  const base = yield* openFile(store, true)
+  const top = yield* BlockStore.memory({ capacity: base.capacity, blockSize: base.blockSize })
+  return naming(store)(yield* BlockStore.overlay(base, top))
 })
 
 /** Tells whether two stores are one file, or one socket. */
@@ -117,8 +183,6 @@ const refuseHalfBlocks = Effect.fnUntraced(function*(path: string) {
   return yield* new Errno.EINVAL({ operation: "open", path, detail })
 })
 
-const SECTOR_BYTES = 512
-
 const openDevice = Effect.fnUntraced(function*(store: Store, device: Device.Device) {
   const connected = yield* Device.connect(device)
   return naming(store)(yield* fromStarted(yield* connected.start()))
@@ -130,7 +194,7 @@ const naming = ({ path, text }: Store) => (store: BlockStore.BlockStore): BlockS
   ...store,
   ...BlockStore.around(store, {
     name: "",
-    run: (operation, effect) => Effect.mapError(effect, (error) => locate(error, path, operation))
+    run: (operation, effect) => Effect.mapError(effect, (error) => locate(error, path === "" ? text : path, operation))
   }),
   id: text,
   // Spreading has read it once; it changes.

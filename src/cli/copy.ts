@@ -27,7 +27,7 @@ export const copy = Command.make(
   "copy",
   {
     source: Store.argument("SRC"),
-    target: Store.argument("DST"),
+    target: Store.target("DST"),
     verify: Flag.Boolean("verify").pipe(
       Flag.withDefault(false),
       Flag.withDescription("Read both back afterwards, and compare")

@@ -17,6 +17,15 @@ export const formatBytes = (bytes: number): string => {
   return `${value.toFixed(1)} ${UNITS[unit] ?? ""}`
 }
 
+const SIZE = /^(?<digits>\d+)(?:(?<unit>[KMGTP])(?:iB)?)?$/u
+
+/** Reads `4096`, `64M` or `64MiB`, in bytes: units are powers of 1024. Undefined for what is no size, or too large to count. */
+export const parseBytes = (text: string): number | undefined => {
+  const { digits, unit = "" } = SIZE.exec(text)?.groups ?? {}
+  const bytes = Number(digits) * STEP ** (unit === "" ? 0 : UNITS.indexOf(`${unit}iB`) + 1)
+  return Number.isSafeInteger(bytes) ? bytes : undefined
+}
+
 /** `0:07`, `12:34`, `1:02:03`. */
 export const formatTime = (seconds: number): string => {
   const whole = Math.ceil(seconds)

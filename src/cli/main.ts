@@ -1,12 +1,15 @@
 #!/usr/bin/env node
 /**
- * The `blkio` command. Exit codes: 0 for success, 1 where I/O or the device failed, 2 for wrong usage.
+ * The `blkio` command. Exit codes: 0 for success, 1 where I/O or the device failed, 2 for wrong usage, 130 where a signal cut
+ * it short.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Runtime from "effect/Runtime"
 import { CliError, CliOutput, Command } from "effect/cli"
 import { readFileSync } from "node:fs"
@@ -16,6 +19,7 @@ import { copy } from "./copy.ts"
 import { hash } from "./hash.ts"
 import { info } from "./info.ts"
 import { properties } from "./properties.ts"
+import { serve } from "./serve.ts"
 
 const IO_FAILED = 1
 const WRONG_USAGE = 2
@@ -32,7 +36,7 @@ const { version }: { readonly version: string } = JSON.parse(
 
 const blkio = Command.make("blkio").pipe(
   Command.withDescription("Block I/O from user space"),
-  Command.withSubcommands([info, properties, copy, compare, hash, bench])
+  Command.withSubcommands([info, properties, copy, compare, hash, bench, serve])
 )
 
 /** What is wrong goes to stderr in one paragraph; stdout is for results. */
@@ -53,6 +57,13 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
 // There is nobody left to tell.
 process.stderr.on("error", () => {})
 
+/** Some commands end by being interrupted; how that went, they have said by `process.exitCode`. */
+const teardown: Runtime.Teardown = (exit, onExit) =>
+  Runtime.defaultTeardown(exit, (code) => {
+    const own = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause) ? process.exitCode : undefined
+    onExit(typeof own === "number" ? own : code)
+  })
+
 Command.runWith(blkio, { version })(process.argv.slice(2)).pipe(
   Effect.catch((error) => {
     if (CliError.isCliError(error)) {
@@ -66,5 +77,5 @@ Command.runWith(blkio, { version })(process.argv.slice(2)).pipe(
     return Effect.andThen(Console.error(`${reason._tag}: ${reason.message}`), Effect.fail(new Failed({ code })))
   }),
   Effect.provide([NodeServices.layer, CliOutput.layerPresenter(presenter)]),
-  NodeRuntime.runMain
+  NodeRuntime.runMain({ teardown })
 )
