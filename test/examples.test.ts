@@ -1,16 +1,20 @@
 /**
  * Goal: every example does what it says, as a newcomer runs it.
- * Method: each is run as a program, against qemu-storage-daemon on images made here, and its output is compared.
+ * Method: each is run as a program, against each backend on images made here, and its output is compared. Those that start
+ * qemu-storage-daemon need it here; those that serve a disk are talked to.
  */
-import { describe, expect } from "@effect/vitest"
+import { describe, expect, it } from "@effect/vitest"
 import { Effect, FileSystem, Schedule } from "effect"
 import { ChildProcess, ChildProcessSpawner } from "effect/process"
 import { createHash } from "node:crypto"
-import { closeSync, openSync, readdirSync, writeSync } from "node:fs"
+import { closeSync, openSync, readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs"
+import { createServer as createHttpServer } from "node:http"
 import { createServer } from "node:net"
 import { DiskImage } from "../src/testing/index.ts"
+import { inUse } from "./cli/stores.ts"
 import { qsdIsHere } from "./integration/requirement.ts"
-import { imagePath, MiB, onDaemon, serve, serveRaw } from "./support/daemon.ts"
+import { forEachBackend, serveRaw, serveRawApart } from "./support/backends.ts"
+import { imagePath, MiB, onDaemon, open } from "./support/daemon.ts"
 import { startProgram } from "./support/program.ts"
 
 const start = (name: string, args: ReadonlyArray<string>, environment?: { readonly [name: string]: string }) =>
@@ -60,39 +64,7 @@ const freePort = Effect.callback<number>((resume) => {
   })
 })
 
-describe.skipIf(!qsdIsHere)("examples", () => {
-  onDaemon("00_demo", () =>
-    Effect.gen(function*() {
-      const { exit, stdout } = yield* run("00_demo.ts")
-      expect(stdout).toMatch(/^qemu-storage-daemon [\d.]+ serves 64 MiB on /)
-      expect(stdout).toContain("connected: 67108864 bytes in blocks of 512, 2 queues, 256 descriptors each\n")
-      expect(stdout).toContain("wrote a block, read it back: the same\n")
-      expect(stdout).toContain("a mistake is a typed error: EINVAL: read at 1 of 4096 bytes: offset must be")
-      expect(stdout).toMatch(/read 16384 blocks as a stream in [\d.]+ s\n$/)
-      expect(exit).toBe(0)
-    }))
-
-  onDaemon("01_properties", () =>
-    Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(4 * MiB, { numQueues: 4 })
-      const outcome = yield* run("01_properties.ts", daemon.socketPath)
-      expect(outcome).toStrictEqual({
-        exit: 0,
-        stdout: "4194304 bytes in blocks of 512\nup to 4 queues, 126 segments a request\n",
-        stderr: ""
-      })
-      const missing = yield* run("01_properties.ts", "/nowhere/disk.sock")
-      expect(missing).toStrictEqual({ exit: 1, stdout: "", stderr: "no backend listens on /nowhere/disk.sock\n" })
-    }))
-
-  onDaemon("02_many_requests", () =>
-    Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(4 * MiB + 512, { writable: false })
-      const { exit, stdout } = yield* run("02_many_requests.ts", daemon.socketPath)
-      expect(stdout).toBe("4194816 bytes read, 0 bytes unreadable\n")
-      expect(exit).toBe(0)
-    }))
-
+describe.skipIf(!qsdIsHere)("examples that start qemu-storage-daemon", () => {
   onDaemon("03_hash_qcow2", () =>
     Effect.gen(function*() {
       const path = yield* imagePath("disk.qcow2")
@@ -103,26 +75,71 @@ describe.skipIf(!qsdIsHere)("examples", () => {
       expect(stdout).toBe(`${createHash("sha256").update(raw).digest("hex")}  ${8 * MiB} bytes\n`)
       expect(exit).toBe(0)
     }))
+})
+
+/** A web server of one file, which notes the ranges it is asked for; answers with its port. */
+const serveBytes = (file: Uint8Array, asked: Array<string>) =>
+  Effect.acquireRelease(
+    Effect.callback<ReturnType<typeof createHttpServer>>((resume) => {
+      const server = createHttpServer(({ headers: { range }, method }, response) => {
+        if (method === "HEAD") return response.writeHead(200, { "content-length": file.length }).end()
+        const [, first = "", last = ""] = /^bytes=(\d+)-(\d+)$/u.exec(range ?? "") ?? []
+        asked.push(range ?? "all")
+        return response.writeHead(206).end(file.subarray(Number(first), Number(last) + 1))
+      })
+      server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+    }),
+    (server) =>
+      Effect.sync(() => {
+        server.closeAllConnections()
+        server.close()
+      })
+  ).pipe(Effect.map((server) => {
+    const address = server.address()
+    return typeof address === "object" && address !== null ? address.port : 0
+  }))
+
+forEachBackend("examples", (backend) => {
+  onDaemon("01_properties", () =>
+    Effect.gen(function*() {
+      const { facts, socketPath } = yield* serveRaw(backend, 4 * MiB, { numQueues: 4 })
+      const outcome = yield* run("01_properties.ts", socketPath)
+      expect(outcome).toStrictEqual({
+        exit: 0,
+        stdout: `4194304 bytes in blocks of 512\nup to 4 queues, ${facts.maxSegments} segments a request\n`,
+        stderr: ""
+      })
+      const missing = yield* run("01_properties.ts", "/nowhere/disk.sock")
+      expect(missing).toStrictEqual({ exit: 1, stdout: "", stderr: "no backend listens on /nowhere/disk.sock\n" })
+    }))
+
+  onDaemon("02_many_requests", () =>
+    Effect.gen(function*() {
+      const { socketPath } = yield* serveRaw(backend, 4 * MiB + 512, { readOnly: true })
+      const { exit, stdout } = yield* run("02_many_requests.ts", socketPath)
+      expect(stdout).toBe("4194816 bytes read, 0 bytes unreadable\n")
+      expect(exit).toBe(0)
+    }))
 
   onDaemon("04_copy", () =>
     Effect.gen(function*() {
-      const source = yield* serveRaw(8 * MiB)
-      const target = yield* serveRaw(8 * MiB)
+      const source = yield* serveRaw(backend, 8 * MiB)
+      const target = yield* serveRaw(backend, 8 * MiB)
       const fs = yield* FileSystem.FileSystem
-      yield* fill(source.path, MiB, 2 * MiB, 0x77)
-      const { exit, stdout } = yield* run("04_copy.ts", source.daemon.socketPath, target.daemon.socketPath)
+      yield* fill(source.image.path, MiB, 2 * MiB, 0x77)
+      const { exit, stdout } = yield* run("04_copy.ts", source.socketPath, target.socketPath)
       expect(stdout).toContain(`100%, ${6 * MiB} bytes of zeroes\ncopied\n`)
       expect(exit).toBe(0)
-      const [a, b] = yield* Effect.all([fs.readFile(source.path), fs.readFile(target.path)])
+      const [a, b] = yield* Effect.all([fs.readFile(source.image.path), fs.readFile(target.image.path)])
       expect(Buffer.compare(a, b)).toBe(0)
     }))
 
   onDaemon("05_http_ranges", () =>
     Effect.gen(function*() {
-      const { daemon, path } = yield* serveRaw(4 * MiB)
-      yield* fill(path, 65536, 65536, 0x33)
+      const { image, socketPath } = yield* serveRaw(backend, 4 * MiB)
+      yield* fill(image.path, 65536, 65536, 0x33)
       const port = yield* freePort
-      const server = yield* start("05_http_ranges.ts", [], { BLKIO_SOCKET: daemon.socketPath, PORT: String(port) })
+      const server = yield* start("05_http_ranges.ts", [], { BLKIO_SOCKET: socketPath, PORT: String(port) })
       const get = (range?: string) =>
         Effect.tryPromise(() => fetch(`http://127.0.0.1:${port}/`, range === undefined ? {} : { headers: { range } }))
       const first = yield* get("bytes=65535-65537").pipe(
@@ -141,18 +158,18 @@ describe.skipIf(!qsdIsHere)("examples", () => {
   onDaemon("06_list_directory", () =>
     Effect.gen(function*() {
       const path = yield* makeExtImage()
-      const daemon = yield* serve({ exports: [{ image: { _tag: "raw", path } }] })
-      const { exit, stdout } = yield* run("06_list_directory.ts", daemon.socketPath)
+      const { socketPath } = yield* backend.serve({ _tag: "raw", path })
+      const { exit, stdout } = yield* run("06_list_directory.ts", socketPath)
       expect(stdout).toBe(`partition 1: ${15 * MiB} bytes from ${MiB}\n  folder\n  hello.txt\n  lost+found\n`)
       expect(exit).toBe(0)
     }))
 
   onDaemon("07_queue_per_fiber", () =>
     Effect.gen(function*() {
-      const { daemon, path } = yield* serveRaw(8 * MiB, { numQueues: 4 })
-      yield* fill(path, 2 * MiB, MiB, 1)
-      yield* fill(path, 6 * MiB, MiB, 2)
-      const { exit, stdout } = yield* run("07_queue_per_fiber.ts", daemon.socketPath)
+      const { image, socketPath } = yield* serveRaw(backend, 8 * MiB, { numQueues: 4 })
+      yield* fill(image.path, 2 * MiB, MiB, 1)
+      yield* fill(image.path, 6 * MiB, MiB, 2)
+      const { exit, stdout } = yield* run("07_queue_per_fiber.ts", socketPath)
       const line = (queue: number, sum: number) => `queue ${queue}: the bytes of its share add up to ${sum}\n`
       expect(stdout).toBe(line(0, 0) + line(1, MiB) + line(2, 0) + line(3, 2 * MiB))
       expect(exit).toBe(0)
@@ -160,20 +177,73 @@ describe.skipIf(!qsdIsHere)("examples", () => {
 
   onDaemon("08_soak", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(16 * MiB)
-      const calm = yield* run("08_soak.ts", daemon.socketPath, "0.5")
+      const { socketPath } = yield* serveRaw(backend, 16 * MiB)
+      const calm = yield* run("08_soak.ts", socketPath, "0.5")
       expect(calm.stdout).toMatch(/^written: [1-9]\d*$/m)
       expect(calm.stdout).toMatch(/^read and right: [1-9]\d*$/m)
       expect(calm.stdout).not.toContain("WRONG")
       expect(calm.exit).toBe(0)
-      const rough = yield* start("08_soak.ts", [daemon.socketPath, "20"])
-      yield* Effect.sleep("1 second")
-      yield* daemon.kill("SIGKILL")
+      const mortal = yield* serveRawApart(backend, 16 * MiB)
+      const rough = yield* start("08_soak.ts", [mortal.socketPath, "20"])
+      yield* inUse(mortal)
+      yield* mortal.kill("SIGKILL")
       expect((yield* rough.outcome).stdout).toMatch(/^ended by ENOTCONN: 1$/m)
     }))
+})
 
-  onDaemon("every example has its test", () =>
-    Effect.sync(() => {
-      expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(9)
+describe("examples that serve a disk themselves", () => {
+  onDaemon("00_demo", () =>
+    Effect.gen(function*() {
+      const path = yield* imagePath("file")
+      writeFileSync(path, Buffer.alloc(3 * MiB + 123, 0x5a))
+      const { exit, stderr, stdout } = yield* run("00_demo.ts", path)
+      expect(stdout).toMatch(/^serving \S+disk\.img, 4 MiB\n/u)
+      expect(stdout).toContain(
+        `: ${4 * MiB} bytes in blocks of 512, 2 queues of 256 descriptors, 126 segments a request\n`
+      )
+      expect(stdout).toMatch(/^copying +█+ 100%$/mu)
+      const hash = createHash("sha256").update(readFileSync(path)).digest("hex")
+      expect(stdout).toContain(`verified sha256 ${hash.slice(0, 16)}… is the file's\n`)
+      expect(stdout).toContain("refused  EINVAL: read at 1 of 512 bytes: offset must be")
+      expect(stdout).toMatch(/^measured \d+ k random reads a second, 32 in flight$/mu)
+      expect([exit, stderr]).toStrictEqual([0, ""])
     }))
+
+  onDaemon("09_lazy_http", () =>
+    Effect.gen(function*() {
+      const image = Uint8Array.from({ length: MiB }, (_, i) => i >> 12)
+      const asked: Array<string> = []
+      const port = yield* serveBytes(image, asked)
+      const socketPath = yield* imagePath("lazy.sock")
+      const server = yield* start("09_lazy_http.ts", [`http://127.0.0.1:${port}/disk.img`, socketPath])
+      yield* Effect.scoped(Effect.gen(function*() {
+        const disk = yield* open(socketPath).pipe(
+          Effect.retry({ times: 200, schedule: Schedule.spaced("20 millis") })
+        )
+        expect(disk.capacity).toBe(MiB)
+        const { bytes } = yield* disk.allocate(8192)
+        // Across the edge of two chunks of 64 KiB, twice: what was fetched is not fetched again.
+        for (let round = 0; round < 2; round++) {
+          yield* disk.queue(0).read(3 * 65_536 - 4096, bytes.fill(0))
+          expect(Buffer.from(bytes).equals(image.subarray(3 * 65_536 - 4096, 3 * 65_536 + 4096))).toBe(true)
+        }
+        yield* disk.queue(0).write(0, bytes.fill(0xee))
+        yield* disk.queue(0).read(0, bytes.fill(0))
+        expect(bytes.every((byte) => byte === 0xee)).toBe(true)
+      }))
+      expect(asked.toSorted()).toStrictEqual(["bytes=131072-196607", "bytes=196608-262143"])
+      while (!server.said.stdout.includes("it went")) yield* Effect.sleep("10 millis")
+      server.child.kill("SIGTERM")
+      const { exit, stdout } = yield* server.outcome
+      expect(stdout).toContain(`serving ${MiB} bytes of http://127.0.0.1:${port}/disk.img on ${socketPath}\n`)
+      expect(stdout).toContain("a front-end came\n")
+      expect(stdout).toContain(`${2 * 65_536} bytes were fetched for it\n`)
+      expect(exit).toBe(130)
+    }))
+})
+
+describe("examples", () => {
+  it("every example has its test", () => {
+    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(10)
+  })
 })

@@ -1,17 +1,28 @@
 /**
  * Goal: `blkio compare` tells equal from different, by exit code and by the exact byte, on files and on exports, and never
  * says that disks are the same which are not, whoever reads its answer.
- * Method: the command itself, run as a program; images that differ in known bytes.
+ * Method: the command itself, run as a program; images that differ in known bytes, as files and on each backend.
  */
 import { describe, expect, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { spawnSync } from "node:child_process"
 import { copyFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
-import { qsdIsHere } from "../integration/requirement.ts"
-import { MiB, onDaemon, slowDisk } from "../support/daemon.ts"
+import { slow } from "../support/Backend.ts"
+import { forEachBackend } from "../support/backends.ts"
+import { MiB, onDaemon } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
-import { folder, inUse, noise, run, serveOne, writeImage, writeTypicalImage } from "./stores.ts"
+import {
+  convert,
+  folder,
+  inUse,
+  noise,
+  run,
+  serveDevice,
+  serveDeviceApart,
+  writeImage,
+  writeTypicalImage
+} from "./stores.ts"
 
 const SIZE = 3 * MiB + 512
 
@@ -153,7 +164,7 @@ describe("usage", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("exports", () => {
+forEachBackend("exports", (backend) => {
   onDaemon(
     "two of them, and one with the image it serves; blocks of another size do not matter",
     () =>
@@ -161,16 +172,16 @@ describe.skipIf(!qsdIsHere)("exports", () => {
         const path = yield* folder
         // Not whole blocks of 4096 bytes.
         writeFileSync(path("a"), noise(SIZE))
-        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", path("a"), path("b"))
-        const a = yield* serveOne({ _tag: "raw", path: path("a") }, { writable: false })
-        const b = yield* serveOne({ _tag: "qcow2", path: path("b") }, { writable: false })
+        const other = convert(path("a"), path("b"), backend.formats.at(-1) ?? "raw")
+        const a = yield* serveDevice(backend, { _tag: "raw", path: path("a") }, { readOnly: true })
+        const b = yield* serveDevice(backend, other, { readOnly: true })
         const same = { exit: 0, stdout: `identical: ${SIZE} bytes\n`, stderr: "" }
         expect(yield* blkio("compare", a.device, b.device)).toStrictEqual(same)
         expect(yield* blkio("compare", `file:${path("a")}`, b.device)).toStrictEqual(same)
 
         const bytes = noise(4 * MiB)
         writeFileSync(path("whole"), bytes)
-        const large = yield* serveOne({ _tag: "raw", path: path("whole") }, { logicalBlockSize: 4096 })
+        const large = yield* serveDevice(backend, { _tag: "raw", path: path("whole") }, { blockSize: 4096 })
         expect((yield* blkio("compare", a.device, large.device)).stdout).toContain(`different: one ends at ${SIZE}; `)
         bytes[SIZE - 1]! ^= 1
         writeFileSync(path("whole"), bytes)
@@ -182,10 +193,10 @@ describe.skipIf(!qsdIsHere)("exports", () => {
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 64 * MiB, [])
-      const { daemon, device } = yield* serveOne(slowDisk(500).image)
+      const { device, kill, pid } = yield* serveDeviceApart(backend, slow(500))
       const { outcome } = yield* start("compare", `file:${path("a")}`, device)
-      yield* inUse(daemon)
-      yield* daemon.kill("SIGKILL")
+      yield* inUse({ pid })
+      yield* kill("SIGKILL")
       const said = yield* outcome
       expect(said.stderr).toMatch(/^ENOTCONN: read \S+ at \d+ of \d+ bytes[^\n]*\n$/u)
       expect(said).toMatchObject({ exit: 1, stdout: "" })
@@ -195,9 +206,9 @@ describe.skipIf(!qsdIsHere)("exports", () => {
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 64 * MiB, [])
-      const { daemon, device } = yield* serveOne(slowDisk(500).image)
+      const { device, pid } = yield* serveDevice(backend, slow(500))
       const { child, outcome } = yield* start("compare", device, `file:${path("a")}`)
-      yield* inUse(daemon)
+      yield* inUse({ pid })
       child.kill("SIGINT")
       expect(yield* outcome).toStrictEqual({ exit: 130, stdout: "", stderr: "" })
       expect((yield* blkio("info", device)).exit).toBe(0)

@@ -1,8 +1,8 @@
 /**
  * Goal: `blkio copy` makes the target hold what the source holds, leaves holes holes, and never calls a part of a copy a
  * success: whatever goes wrong is exit code 1 (2 for wrong usage), an errno, an offset, and not a word on stdout.
- * Method: the command itself, run as a program, between files and exports of qemu-storage-daemon; qemu-img and the file system
- * are the judges. A target that drops what is written, one that fails at a known block and one that is killed stand for
+ * Method: the command itself, run as a program, between files and exports of each backend; the file system is the judge, and
+ * qemu-img of qcow2 images. A target that drops what is written, one that fails at a known block and one that is killed stand for
  * disks that go wrong.
  */
 import { describe, expect, it } from "@effect/vitest"
@@ -12,18 +12,18 @@ import { once } from "node:events"
 import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { describePosition, draw } from "../../src/cli/ProgressBar.ts"
-import { DiskImage } from "../../src/testing/index.ts"
-import { qsdIsHere } from "../integration/requirement.ts"
-import { MiB, onDaemon, slowDisk } from "../support/daemon.ts"
+import { slow, type Zeroes } from "../support/Backend.ts"
+import { forEachBackend, makeImage } from "../support/backends.ts"
+import { MiB, onDaemon } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
 import {
   allocatedBytes,
-  deviceOn,
   folder,
+  holds,
   noise,
-  run,
   sameFiles,
-  serveOne,
+  serveDevice,
+  serveDeviceApart,
   writeImage,
   writeTypicalImage
 } from "./stores.ts"
@@ -38,7 +38,9 @@ const LINES =
 const reasonIn = (stderr: string): string => stderr.replace(LINES, "")
 
 /** A source of which nothing arrives for some time: 64 MiB in 8 MiB steps of half a second. */
-const slowSource = serveOne(slowDisk(500).image)
+const slowSource = slow(500)
+
+const zeroes = (size: number): Zeroes => ({ _tag: "zeroes", size })
 
 describe("usage", () => {
   const image = "file:/nowhere/disk.raw"
@@ -220,36 +222,35 @@ describe("between files", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("with exports", () => {
-  onDaemon("raw to qcow2 to raw is what it was, and as small", () =>
-    Effect.gen(function*() {
-      const path = yield* folder
-      writeTypicalImage(path("a.raw"))
-      yield* DiskImage.createQcow2(path("b.qcow2"), 32 * MiB)
-      yield* Effect.scoped(Effect.gen(function*() {
-        const { device } = yield* serveOne({ _tag: "qcow2", path: path("b.qcow2") })
-        expect((yield* blkio("copy", `file:${path("a.raw")}`, device, "--verify")).exit).toBe(0)
-        // The source of the way back is read-only for us, and may be for the daemon.
-        expect((yield* blkio("copy", device, `file:${path("c.raw")}`, "--verify")).exit).toBe(0)
+forEachBackend("with exports", (backend) => {
+  for (const format of backend.formats) {
+    onDaemon(`raw to ${format} to raw is what it was, and as small`, () =>
+      Effect.gen(function*() {
+        const path = yield* folder
+        writeTypicalImage(path("a.raw"))
+        const image = yield* makeImage(format, 32 * MiB)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const { device } = yield* serveDevice(backend, image)
+          expect((yield* blkio("copy", `file:${path("a.raw")}`, device, "--verify")).exit).toBe(0)
+          // The source of the way back is read-only for us, and may be for the backend.
+          expect((yield* blkio("copy", device, `file:${path("c.raw")}`, "--verify")).exit).toBe(0)
+        }))
+        expect(holds(image, path("a.raw"))).toBe(true)
+        expect(sameFiles(path("a.raw"), path("c.raw"))).toBe(true)
+        const least = allocatedBytes(path("a.raw")) - MiB
+        expect(allocatedBytes(path("c.raw"))).toBeLessThan(least * 1.05)
+        // Clusters of 64 KiB around what is data, and the tables.
+        expect(allocatedBytes(image.path)).toBeLessThan(least + 8 * 65_536)
       }))
-      expect(run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", path("a.raw"), path("b.qcow2"))).toContain(
-        "identical"
-      )
-      expect(run("qemu-img", "compare", "-f", "raw", "-F", "raw", path("a.raw"), path("c.raw"))).toContain("identical")
-      expect(sameFiles(path("a.raw"), path("c.raw"))).toBe(true)
-      const least = allocatedBytes(path("a.raw")) - MiB
-      expect(allocatedBytes(path("c.raw"))).toBeLessThan(least * 1.05)
-      // Clusters of 64 KiB around what is data, and the tables.
-      expect(allocatedBytes(path("b.qcow2"))).toBeLessThan(least + 8 * 65_536)
-    }))
+  }
 
   onDaemon("from export to export, of which the first is read-only", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a.raw"))
       writeFileSync(path("b.raw"), noise(32 * MiB))
-      const source = yield* serveOne({ _tag: "raw", path: path("a.raw") }, { writable: false })
-      const target = yield* serveOne({ _tag: "raw", path: path("b.raw") }, { numQueues: 2 })
+      const source = yield* serveDevice(backend, { _tag: "raw", path: path("a.raw") }, { readOnly: true })
+      const target = yield* serveDevice(backend, { _tag: "raw", path: path("b.raw") }, { numQueues: 2 })
       const said = yield* blkio("copy", source.device, `${target.device},num-queues=2`, "--verify", "--json")
       expect(said).toMatchObject({ exit: 0, stderr: "" })
       expect(sameFiles(path("a.raw"), path("b.raw"))).toBe(true)
@@ -260,12 +261,12 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
       const path = yield* folder
       writeFileSync(path("a"), noise(2 * MiB))
       const source = `file:${path("a")}`
-      const small = yield* serveOne({ _tag: "null-co", size: MiB })
+      const small = yield* serveDevice(backend, zeroes(MiB))
       const tooSmall = yield* blkio("copy", source, small.device)
       expect(tooSmall.stderr).toMatch(/^EINVAL: copy of 2097152 bytes: [^\n]*capacity 1048576[^\n]*\n$/u)
       expect(tooSmall).toMatchObject({ exit: 1, stdout: "" })
 
-      const readOnly = yield* serveOne({ _tag: "null-co", size: 2 * MiB }, { writable: false })
+      const readOnly = yield* serveDevice(backend, zeroes(2 * MiB), { readOnly: true })
       const refused = yield* blkio("copy", source, readOnly.device)
       expect(refused.stderr).toMatch(/^EROFS: start: [^\n]+\n$/u)
       expect(refused).toMatchObject({ exit: 1, stdout: "" })
@@ -273,7 +274,7 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
       expect(asked.stderr).toMatch(/^EBADF: store [^\n]+ read-only[^\n]+\n$/u)
       expect(asked).toMatchObject({ exit: 2, stdout: "" })
 
-      const large = yield* serveOne({ _tag: "null-co", size: 2 * MiB, readZeroes: true }, { logicalBlockSize: 4096 })
+      const large = yield* serveDevice(backend, zeroes(2 * MiB), { blockSize: 4096 })
       const wrong = yield* blkio("copy", source, large.device, "--blocksize", "512")
       expect(wrong.stderr).toBe("EINVAL: copy: block size 512: must be a multiple of 4096\n")
       expect(wrong).toMatchObject({ exit: 2, stdout: "" })
@@ -285,12 +286,12 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
       const path = yield* folder
       writeImage(path("a"), 8 * MiB, [[3 * MiB + 4101, noise(3)], [5 * MiB, noise(512)]])
       // It takes every write with thanks, and has only zeroes to give.
-      const { daemon, device } = yield* serveOne({ _tag: "null-co", size: 8 * MiB, readZeroes: true })
+      const { device, socketPath } = yield* serveDevice(backend, zeroes(8 * MiB))
       expect((yield* blkio("copy", `file:${path("a")}`, device)).exit).toBe(0)
       for (const json of [[], ["--json"]]) {
         const { exit, stderr, stdout } = yield* blkio("copy", `file:${path("a")}`, device, "--verify", ...json)
         expect(reasonIn(stderr)).toBe(
-          `EIO: verify ${daemon.socketPath} at ${3 * MiB + 4101}: the target differs from the source\n`
+          `EIO: verify ${socketPath} at ${3 * MiB + 4101}: the target differs from the source\n`
         )
         expect([exit, stdout]).toStrictEqual([1, ""])
       }
@@ -302,26 +303,14 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
       Effect.gen(function*() {
         const path = yield* folder
         writeFileSync(path("a"), noise(4 * MiB))
-        const { daemon } = yield* serveOne({ _tag: "null-co", size: MiB })
-        const socket = path("failing.sock")
-        yield* daemon.qmp.execute("blockdev-add", {
-          "node-name": "failing",
-          "driver": "blkdebug",
-          "image": { "driver": "null-co", "size": 4 * MiB, "read-zeroes": true },
-          "inject-error": [{ event: "none", iotype: "write", errno: 5, sector: 3 * MiB / 512 + 7 }]
-        })
-        yield* daemon.qmp.execute("block-export-add", {
-          "type": "vhost-user-blk",
-          "id": "failing",
-          "node-name": "failing",
-          "writable": true,
-          "addr": { type: "unix", path: socket }
-        })
-        const { exit, stderr, stdout } = yield* blkio("copy", `file:${path("a")}`, deviceOn(socket), "--json")
-        const [, offset, length] =
-          /^EIO: write \S+failing\.sock at (\d+) of (\d+) bytes(?: on queue 0)?: .* is incomplete, \d+ of 4194304 bytes are there\n$/u
-            .exec(stderr) ?? []
         const bad = 3 * MiB + 7 * 512
+        const disk = { ...zeroes(4 * MiB), fault: { operation: "write", offset: bad } } as const
+        const { device, socketPath } = yield* serveDevice(backend, disk)
+        const { exit, stderr, stdout } = yield* blkio("copy", `file:${path("a")}`, device, "--json")
+        expect(stderr).toContain(` ${socketPath} at `)
+        const [, offset, length] =
+          /^EIO: write \S+ at (\d+) of (\d+) bytes(?: on queue 0)?: .* is incomplete, \d+ of 4194304 bytes are there\n$/u
+            .exec(stderr) ?? []
         expect(Number(offset)).toBeLessThanOrEqual(bad)
         expect(Number(offset) + Number(length)).toBeGreaterThan(bad)
         expect([exit, stdout]).toStrictEqual([1, ""])
@@ -333,10 +322,10 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
     () =>
       Effect.gen(function*() {
         const path = yield* folder
-        const { daemon, device } = yield* slowSource
+        const { device, kill } = yield* serveDeviceApart(backend, slowSource)
         const { outcome, stderr } = yield* start("copy", device, `file:${path("b")}`, "--verify")
         yield* stderr
-        yield* daemon.kill("SIGKILL")
+        yield* kill("SIGKILL")
         const said = yield* outcome
         expect(reasonIn(said.stderr)).toMatch(
           /^ENOTCONN: read \S+ at \d+ of \d+ bytes(?: on queue 0)?: [^\n]+ is incomplete, \d+ of 67108864 bytes are there\n$/u
@@ -351,7 +340,7 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
     () =>
       Effect.gen(function*() {
         const path = yield* folder
-        const { device } = yield* slowSource
+        const { device } = yield* serveDevice(backend, slowSource)
         const { child, outcome, stderr } = yield* start("copy", device, `file:${path("b")}`)
         yield* stderr
         child.kill("SIGINT")
@@ -367,7 +356,7 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
   onDaemon("off a terminal it says how far it is by lines, a second apart", () =>
     Effect.gen(function*() {
       const path = yield* folder
-      const { device } = yield* slowSource
+      const { device } = yield* serveDevice(backend, slowSource)
       const said = yield* blkio("copy", device, `file:${path("b")}`)
       expect(said.exit).toBe(0)
       expect(reasonIn(said.stderr)).toBe("")
@@ -386,36 +375,40 @@ describe.skipIf(!qsdIsHere)("with exports", () => {
 const scriptIsHere = spawnSync("script", ["--version"]).status === 0
 if (!scriptIsHere) console.warn("SKIPPED: the progress bar on a terminal: there is no program `script` on PATH")
 
-describe.skipIf(!qsdIsHere || !scriptIsHere)("on a terminal", () => {
-  onDaemon("it draws a bar in place, erases it, and leaves the result", () =>
-    Effect.gen(function*() {
-      const path = yield* folder
-      const { device } = yield* slowSource
-      const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
-      const command = [process.execPath, main, "copy", device, `file:${path("b")}`].map((word) => `'${word}'`).join(" ")
-      const shown = yield* Effect.promise(async () => {
-        const terminal = spawn("script", ["-qefc", command, "/dev/null"], {
-          stdio: ["pipe", "pipe", "inherit"],
-          env: { ...process.env, TERM: "xterm" }
+describe.skipIf(!scriptIsHere)("on a terminal", () => {
+  forEachBackend("copying", (backend) => {
+    onDaemon("it draws a bar in place, erases it, and leaves the result", () =>
+      Effect.gen(function*() {
+        const path = yield* folder
+        const { device } = yield* serveDevice(backend, slowSource)
+        const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
+        const command = [process.execPath, main, "copy", device, `file:${path("b")}`].map((word) => `'${word}'`).join(
+          " "
+        )
+        const shown = yield* Effect.promise(async () => {
+          const terminal = spawn("script", ["-qefc", command, "/dev/null"], {
+            stdio: ["pipe", "pipe", "inherit"],
+            env: { ...process.env, TERM: "xterm" }
+          })
+          let text = ""
+          terminal.stdout.setEncoding("utf8").on("data", (more: string) => {
+            text += more
+          })
+          const [code]: Array<unknown> = await once(terminal, "close")
+          terminal.stdin.destroy()
+          expect(code).toBe(0)
+          return text
         })
-        let text = ""
-        terminal.stdout.setEncoding("utf8").on("data", (more: string) => {
-          text += more
-        })
-        const [code]: Array<unknown> = await once(terminal, "close")
-        terminal.stdin.destroy()
-        expect(code).toBe(0)
-        return text
-      })
-      const drawn = shown.split("\r\u001B[K")
-      expect(drawn.length).toBeGreaterThan(10)
-      expect(drawn[0]).toBe("")
-      for (const bar of drawn.slice(1, -1)) {
-        expect(bar).toMatch(/^copy \[#*\.*\] +\d+% {2}.* of 64\.0 MiB {2}.*\/s {2}ETA \S+$/u)
-        expect(bar.length).toBeLessThan(80)
-      }
-      expect(drawn.at(-1)).toMatch(/^copied 67108864 bytes [^\n]*\n$/u)
-    }), 60_000)
+        const drawn = shown.split("\r\u001B[K")
+        expect(drawn.length).toBeGreaterThan(10)
+        expect(drawn[0]).toBe("")
+        for (const bar of drawn.slice(1, -1)) {
+          expect(bar).toMatch(/^copy \[#*\.*\] +\d+% {2}.* of 64\.0 MiB {2}.*\/s {2}ETA \S+$/u)
+          expect(bar.length).toBeLessThan(80)
+        }
+        expect(drawn.at(-1)).toMatch(/^copied 67108864 bytes [^\n]*\n$/u)
+      }), 60_000)
+  })
 })
 
 describe("the bar", () => {

@@ -1,21 +1,21 @@
 /**
  * Goal: `blkio info` and `blkio bench` do on a real device what they promise: values, shapes, exit codes, and an end that
  * leaves the device to the next client.
- * Method: the command itself, run as a program against qemu-storage-daemon. Figures depend on the machine and are only
+ * Method: the command itself, run as a program against each backend. Figures depend on the machine and are only
  * checked for sense.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { describe, expect, layer } from "@effect/vitest"
 import { Effect, FileSystem, Path, Schema } from "effect"
 import { symlinkSync } from "node:fs"
-import { DiskImage, QemuStorageDaemon } from "../../src/testing/index.ts"
-import { qsdIsHere } from "../integration/requirement.ts"
+import type { ServeOptions, Zeroes } from "../support/Backend.ts"
+import { forEachBackend, serveRaw } from "../support/backends.ts"
+import { MiB } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
+import { deviceOn } from "./stores.ts"
 
-const MiB = 2 ** 20
-const nullDisk = { image: { _tag: "null-co", size: 64 * MiB, readZeroes: true }, numQueues: 2 } as const
-
-const deviceOn = (path: string) => `virtio-blk-vhost-user,path=${path.replaceAll(",", ",,")}`
+const zeroes: Zeroes = { _tag: "zeroes", size: 64 * MiB }
+const twoQueues: ServeOptions = { numQueues: 2 }
 
 /** A bench that ends by itself only long after the test. */
 const longBench = (path: string) => ["bench", deviceOn(path), "--runtime", "60", "--iodepth", "8"]
@@ -41,16 +41,12 @@ const Report = Schema.Struct({
 /** Refuses what is missing and what is too much. */
 const decodeReport = Schema.decodeUnknownSync(Schema.fromJsonString(Report), { onExcessProperty: "error" })
 
-describe.skipIf(!qsdIsHere)("blkio", () => {
+forEachBackend("blkio", (backend) => {
   layer(NodeServices.layer, { excludeTestServices: true })((it) => {
     describe("info", () => {
       it.effect("gives every property of a raw image with four queues", () =>
         Effect.gen(function*() {
-          const image = (yield* Path.Path).join(yield* temporaryFolder, "disk.raw")
-          yield* DiskImage.createRaw(image, 4 * MiB)
-          const { socketPath, version } = yield* QemuStorageDaemon.make({
-            exports: [{ image: { _tag: "raw", path: image }, numQueues: 4 }]
-          })
+          const { facts, socketPath } = yield* serveRaw(backend, 4 * MiB, { numQueues: 4 })
           const golden = {
             "driver": "virtio-blk-vhost-user",
             "path": socketPath,
@@ -73,21 +69,20 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
             "topology-alignment-offset": 0,
             "discard-alignment": 512,
             "discard-alignment-offset": 0,
-            "max-discard-len": 16777216,
-            "max-write-zeroes-len": 16777216,
+            "max-discard-len": facts.maxDiscardLength,
+            "max-write-zeroes-len": facts.maxWriteZeroesLength,
             "max-segment-len": 0,
-            "max-segments": 126,
+            "max-segments": facts.maxSegments,
             "max-transfer": 0,
             "buf-alignment": 1,
             "optimal-buf-alignment": 1,
             "supports-fua-natively": false,
-            "flush-needed": false,
+            "flush-needed": facts.writeCache,
             "needs-mem-regions": true,
             "needs-mem-region-fd": true,
             "may-pin-mem-regions": true,
             "mem-region-alignment": 1,
-            // The daemon's slots (32 in 7.2, 509 in 10.0), less the one of the rings.
-            "max-mem-regions": version.startsWith("7.") ? 31 : 508
+            "max-mem-regions": facts.maxMemRegions
           }
           const json = yield* blkio("info", deviceOn(socketPath), "--json")
           expect(json).toMatchObject({ exit: 0, stderr: "" })
@@ -104,7 +99,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
 
       it.effect("shows what the DEVICE sets, in either spelling", () =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const device = `${deviceOn(socketPath)},read-only=true,num-queues=0,num_poll_queues=2,queue-size=64`
           const { exit, stdout } = yield* blkio("info", device, "--json")
           expect(exit).toBe(0)
@@ -118,7 +113,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
 
       it.effect("finds paths with commas", () =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const folder = yield* temporaryFolder
           for (const name of ["a,b.sock", ",", ",,", "a,", "a,num-queues=7"]) {
             const path = (yield* Path.Path).join(folder, name)
@@ -130,17 +125,17 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
 
       it.effect("has nothing to say where its reader has gone", () =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const { child, outcome } = yield* start("info", deviceOn(socketPath))
           child.stdout.destroy()
           expect(yield* outcome).toMatchObject({ exit: 0, stderr: "" })
         }))
 
-      it.effect("a daemon that has gone is ECONNREFUSED", () =>
+      it.effect("a backend that has gone is ECONNREFUSED", () =>
         Effect.gen(function*() {
-          const { exitCode, kill, socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { ended, kill, socketPath } = yield* backend.serveApart(zeroes)
           yield* kill("SIGKILL")
-          yield* exitCode
+          yield* ended
           const { exit, stderr } = yield* blkio("info", deviceOn(socketPath))
           expect(stderr).toMatch(/^ECONNREFUSED: connect .*\n$/u)
           expect(exit).toBe(1)
@@ -163,7 +158,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
         ["write", "adaptive", "request", "1"]
       ])("--readwrite %s --wait %s --api %s --queues %s", ([readwrite, wait, api, queues]) =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const options = { readwrite, wait, api, queues, runtime: "0.2", iodepth: "4", blocksize: "8192" }
           const flags = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value])
           const { exit, stderr, stdout } = yield* blkio("bench", deviceOn(socketPath), ...flags, "--json")
@@ -187,7 +182,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
 
       it.effect("says its figures in words on stdout, and how far it is on stderr", () =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const { exit, stderr, stdout } = yield* blkio("bench", deviceOn(socketPath), "--runtime", "1.5")
           expect(exit).toBe(0)
           expect(stdout).toMatch(/^throughput .*kIOPS.*GiB\/s\nlatency µs .*p99\.9.*\nrequests .*errors 0\nCPU .*\n$/u)
@@ -201,7 +196,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
         ["block size 67108864 at depth 1000: must be at most", ["--blocksize", "67108864", "--iodepth", "1000"]]
       ])("wrong usage on this device: %s", ([expected, flags]) =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
           const { exit, stderr, stdout } = yield* blkio("bench", deviceOn(socketPath), "--runtime", "0.2", ...flags)
           expect(stderr).toContain(`EINVAL: bench: ${expected}`)
           expect([exit, stdout]).toStrictEqual([2, ""])
@@ -209,7 +204,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
 
       it.effect("a device that is read-only is EROFS, and can be read with read-only=true", () =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({ exports: [{ ...nullDisk, writable: false }] })
+          const { socketPath } = yield* backend.serve(zeroes, { readOnly: true })
           const device = deviceOn(socketPath)
           const refused = yield* blkio("bench", device, "--runtime", "0.2", "--json")
           expect(refused.stderr).toMatch(/^EROFS: start: [^\n]+\n$/u)
@@ -226,25 +221,12 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
         "counts the I/O errors of a failing disk, with --api %s",
         (api) =>
           Effect.gen(function*() {
-            const { directory, qmp } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
-            const path = (yield* Path.Path).join(directory, "failing.sock")
             // Four blocks, of which the second holds a sector that cannot be read.
-            yield* qmp.execute("blockdev-add", {
-              "node-name": "failing",
-              "driver": "blkdebug",
-              "image": { "driver": "null-co", "size": 16384, "read-zeroes": true },
-              "inject-error": [{ event: "none", iotype: "read", errno: 5, sector: 10 }]
-            })
-            yield* qmp.execute("block-export-add", {
-              "type": "vhost-user-blk",
-              "id": "failing",
-              "node-name": "failing",
-              "writable": true,
-              "addr": { type: "unix", path }
-            })
+            const fault = { operation: "read", offset: 10 * 512 } as const
+            const { socketPath } = yield* backend.serve({ _tag: "zeroes", size: 4 * 4096, fault })
             const { exit, stderr, stdout } = yield* blkio(
               "bench",
-              deviceOn(path),
+              deviceOn(socketPath),
               "--readwrite",
               "read",
               "--api",
@@ -264,7 +246,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
         "a device that dies ends it: ENOTCONN, with --api %s",
         (api) =>
           Effect.gen(function*() {
-            const { kill, socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+            const { kill, socketPath } = yield* backend.serveApart(zeroes, twoQueues)
             const { outcome, stderr } = yield* start(...longBench(socketPath), "--queues", "2", "--api", api)
             yield* stderr
             yield* kill("SIGKILL")
@@ -278,7 +260,7 @@ describe.skipIf(!qsdIsHere)("blkio", () => {
         "%s ends it, and the next client is served",
         (signal) =>
           Effect.gen(function*() {
-            const { socketPath } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+            const { socketPath } = yield* backend.serve(zeroes, twoQueues)
             const { child, outcome, stderr } = yield* start(...longBench(socketPath))
             yield* stderr
             child.kill(signal)

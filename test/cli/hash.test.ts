@@ -1,18 +1,29 @@
 /**
  * Goal: `blkio hash` gives the hash of a disk's content by each algorithm, whatever is behind the export, as `sha256sum` gives
  * it of the raw image.
- * Method: the command itself, run as a program, on published test vectors in files, and on a qcow2 image served by
- * qemu-storage-daemon; `sha256sum` is the judge.
+ * Method: the command itself, run as a program, on published test vectors in files, and on images that each backend serves
+ * (qcow2 where it can); `sha256sum` is the judge.
  */
 import { describe, expect, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { createHash } from "node:crypto"
 import { writeFileSync } from "node:fs"
-import { DiskImage } from "../../src/testing/index.ts"
-import { qsdIsHere } from "../integration/requirement.ts"
-import { MiB, onDaemon, slowDisk } from "../support/daemon.ts"
+import { slow } from "../support/Backend.ts"
+import { forEachBackend, makeImage } from "../support/backends.ts"
+import { MiB, onDaemon } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
-import { deviceOn, folder, inUse, noise, run, serveOne, writeImage, writeTypicalImage } from "./stores.ts"
+import {
+  convert,
+  deviceOn,
+  folder,
+  inUse,
+  noise,
+  run,
+  serveDevice,
+  serveDeviceApart,
+  writeImage,
+  writeTypicalImage
+} from "./stores.ts"
 
 /** The input of BLAKE3's test_vectors.json. */
 const blake3Input = (length: number) => Uint8Array.from({ length }, (_, i) => i % 251)
@@ -116,31 +127,33 @@ describe("usage", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("of an export", () => {
-  onDaemon("of a qcow2 image, which is read-only, is that of its raw form", () =>
-    Effect.gen(function*() {
-      const path = yield* folder
-      writeTypicalImage(path("a.raw"))
-      run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", path("a.raw"), path("a.qcow2"))
-      const { device } = yield* serveOne({ _tag: "qcow2", path: path("a.qcow2") }, { writable: false })
-      const [expected] = run("sha256sum", path("a.raw")).split(" ")
-      expect((yield* blkio("hash", device)).stdout).toBe(`${expected}  ${device}\n`)
-      for (const algorithm of ["blake3", "xxh3"]) {
-        const [ours, theirs] = yield* Effect.all([
-          blkio("hash", device, "--algorithm", algorithm),
-          blkio("hash", `file:${path("a.raw")}`, "--algorithm", algorithm)
-        ])
-        expect(ours.exit).toBe(0)
-        expect(ours.stdout.split(" ")[0]).toBe(theirs.stdout.split(" ")[0])
-      }
-    }))
+forEachBackend("of an export", (backend) => {
+  for (const format of backend.formats) {
+    onDaemon(`of a ${format} image, which is read-only, is that of its raw form`, () =>
+      Effect.gen(function*() {
+        const path = yield* folder
+        writeTypicalImage(path("a.raw"))
+        const image = convert(path("a.raw"), path("served"), format)
+        const { device } = yield* serveDevice(backend, image, { readOnly: true })
+        const [expected] = run("sha256sum", path("a.raw")).split(" ")
+        expect((yield* blkio("hash", device)).stdout).toBe(`${expected}  ${device}\n`)
+        for (const algorithm of ["blake3", "xxh3"]) {
+          const [ours, theirs] = yield* Effect.all([
+            blkio("hash", device, "--algorithm", algorithm),
+            blkio("hash", `file:${path("a.raw")}`, "--algorithm", algorithm)
+          ])
+          expect(ours.exit).toBe(0)
+          expect(ours.stdout.split(" ")[0]).toBe(theirs.stdout.split(" ")[0])
+        }
+      }))
+  }
 
   onDaemon("of one that was written a moment ago", () =>
     Effect.gen(function*() {
       const path = yield* folder
-      yield* DiskImage.createQcow2(path("a.qcow2"), 8 * MiB)
+      const image = yield* makeImage(backend.formats.at(-1) ?? "raw", 8 * MiB)
       writeFileSync(path("a.raw"), noise(8 * MiB))
-      const { device } = yield* serveOne({ _tag: "qcow2", path: path("a.qcow2") })
+      const { device } = yield* serveDevice(backend, image)
       expect((yield* blkio("copy", `file:${path("a.raw")}`, device)).exit).toBe(0)
       const [expected] = run("sha256sum", path("a.raw")).split(" ")
       expect((yield* blkio("hash", device)).stdout).toBe(`${expected}  ${device}\n`)
@@ -148,10 +161,10 @@ describe.skipIf(!qsdIsHere)("of an export", () => {
 
   onDaemon("a disk that dies gives no hash", () =>
     Effect.gen(function*() {
-      const { daemon, device } = yield* serveOne(slowDisk(500).image)
+      const { device, kill, pid } = yield* serveDeviceApart(backend, slow(500))
       const { outcome } = yield* start("hash", device)
-      yield* inUse(daemon)
-      yield* daemon.kill("SIGKILL")
+      yield* inUse({ pid })
+      yield* kill("SIGKILL")
       const said = yield* outcome
       expect(said.stderr).toMatch(/^ENOTCONN: read \S+ at \d+ of \d+ bytes[^\n]*\n$/u)
       expect(said).toMatchObject({ exit: 1, stdout: "" })
@@ -159,9 +172,9 @@ describe.skipIf(!qsdIsHere)("of an export", () => {
 
   onDaemon("SIGINT ends it with 130, and the next client is served", () =>
     Effect.gen(function*() {
-      const { daemon, device } = yield* serveOne(slowDisk(500).image)
+      const { device, pid } = yield* serveDevice(backend, slow(500))
       const { child, outcome } = yield* start("hash", device)
-      yield* inUse(daemon)
+      yield* inUse({ pid })
       child.kill("SIGINT")
       expect(yield* outcome).toStrictEqual({ exit: 130, stdout: "", stderr: "" })
       expect((yield* blkio("info", device)).exit).toBe(0)

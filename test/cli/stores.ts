@@ -1,9 +1,10 @@
 /** What tests of commands on stores need: images whose content is known, and exports of them. */
 import { Effect, FileSystem, Path } from "effect"
 import { execFileSync } from "node:child_process"
-import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs"
-import type { QemuStorageDaemon } from "../../src/testing/index.ts"
-import { MiB, randomNumbers, serve } from "../support/daemon.ts"
+import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs"
+import type { DiskImage } from "../../src/testing/index.ts"
+import type { Backend, Disk, Image, Served, ServeOptions } from "../support/Backend.ts"
+import { MiB, randomNumbers } from "../support/daemon.ts"
 
 /** The DEVICE at a socket. */
 export const deviceOn = (path: string): string => `virtio-blk-vhost-user,path=${path.replaceAll(",", ",,")}`
@@ -54,17 +55,29 @@ export const run = (program: string, ...args: ReadonlyArray<string>): string =>
 /** Whether two files are the same, byte for byte. */
 export const sameFiles = (a: string, b: string): boolean => readFileSync(a).equals(readFileSync(b))
 
-/** Serves one image; answers with its DEVICE and the daemon. */
-export const serveOne = Effect.fnUntraced(function*(
-  image: QemuStorageDaemon.Image,
-  options: Partial<Omit<QemuStorageDaemon.Export, "image">> = {}
-) {
-  const daemon = yield* serve({ exports: [{ image, ...options }] })
-  return { daemon, device: deviceOn(daemon.socketPath) }
-})
+/** Makes an image of what a raw one holds. */
+export const convert = (raw: string, path: string, format: DiskImage.Format): Image => {
+  if (format === "raw") copyFileSync(raw, path)
+  else run("qemu-img", "convert", "-f", "raw", "-O", format, raw, path)
+  return { _tag: format, path }
+}
 
-/** Waits until a client's requests can be on their way: the daemon has mapped its rings and its buffers. */
-export const inUse = ({ pid }: QemuStorageDaemon.Daemon): Effect.Effect<void> =>
+/** Whether an image holds what a raw one holds. */
+export const holds = ({ _tag, path }: Image, raw: string): boolean =>
+  _tag === "raw"
+    ? sameFiles(path, raw)
+    : run("qemu-img", "compare", "-f", "raw", "-F", _tag, raw, path).includes("identical")
+
+/** Serves a disk, and adds its DEVICE. */
+export const serveDevice = (backend: Backend, disk: Disk, options?: ServeOptions) =>
+  Effect.map(backend.serve(disk, options), (served) => ({ ...served, device: deviceOn(served.socketPath) }))
+
+/** Serves a disk from a process that can be killed, and adds its DEVICE. */
+export const serveDeviceApart = (backend: Backend, disk: Disk, options?: ServeOptions) =>
+  Effect.map(backend.serveApart(disk, options), (served) => ({ ...served, device: deviceOn(served.socketPath) }))
+
+/** Waits until a client's requests can be on their way: the backend has mapped its rings and its buffers. */
+export const inUse = ({ pid }: Pick<Served, "pid">): Effect.Effect<void> =>
   Effect.sync(() => readFileSync(`/proc/${pid}/maps`, "utf8").match(/memfd:effect-blkio/gu)?.length ?? 0).pipe(
     Effect.tap(Effect.sleep("20 millis")),
     Effect.repeat({ until: (regions) => regions >= 2 }),

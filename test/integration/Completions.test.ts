@@ -1,23 +1,24 @@
 /**
  * Goal: completions taken by hand come each once, in time or not, also where the ring is full or a foreign loop waits.
- * Method: libblkio's tests of these (user-data, queue-full, timeout, completion-fd) on a real device.
+ * Method: libblkio's tests of these (user-data, queue-full, timeout, completion-fd) on each backend.
  */
-import { describe, expect } from "@effect/vitest"
+import { expect } from "@effect/vitest"
 import { Effect, Fiber, Option, Stream } from "effect"
 import * as Libc from "../../src/Native/Libc.ts"
 import type { IoQueue } from "../../src/index.ts"
-import { KiB, MiB, onDaemon, open, serve, serveRaw, slowDisk } from "../support/daemon.ts"
+import { slow } from "../support/Backend.ts"
+import { forEachBackend, serveRaw } from "../support/backends.ts"
+import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
 import { descriptors, isCloseOnExec } from "../support/resources.ts"
-import { qsdIsHere } from "./requirement.ts"
 
 const QUEUE_SIZE = 16
 
-describe.skipIf(!qsdIsHere)("completions by hand", () => {
+forEachBackend("completions by hand", (backend) => {
   for (const kind of ["event", "adaptive", "poll"] as const) {
     onDaemon(`come each once though the ring overflows: ${kind}`, () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
-        const disk = yield* open(daemon.socketPath, {
+        const { socketPath } = yield* serveRaw(backend, MiB)
+        const disk = yield* open(socketPath, {
           queueSize: QUEUE_SIZE,
           ...(kind === "poll" ? { numQueues: 0, numPollQueues: 1 } : { waiting: kind })
         })
@@ -47,8 +48,8 @@ describe.skipIf(!qsdIsHere)("completions by hand", () => {
 
   onDaemon("not there in time stay to be taken, and too many asked for are refused", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(300)] })
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* backend.serve(slow(300))
+      const disk = yield* open(socketPath)
       const queue = disk.queue(0)
       const region = yield* disk.allocate(4 * KiB)
       const read = { _tag: "read", offset: 0, buffer: region.bytes } as const
@@ -72,8 +73,8 @@ describe.skipIf(!qsdIsHere)("completions by hand", () => {
 
   onDaemon("are signalled to a foreign event loop, that does not miss any", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const queue = disk.queue(0)
       const fd = Option.getOrThrow(queue.completionFd)
       expect(descriptors().get(fd)).toBe("anon_inode:[eventfd]")
@@ -105,8 +106,8 @@ describe.skipIf(!qsdIsHere)("completions by hand", () => {
 
   onDaemon("of several streams and calls on one queue do not get mixed up", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath, { queueSize: QUEUE_SIZE })
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE })
       const queue = disk.queue(0)
       const region = yield* disk.allocate(4 * KiB)
       const stream = (owner: number, count: number) =>
@@ -146,8 +147,8 @@ describe.skipIf(!qsdIsHere)("completions by hand", () => {
 
   onDaemon("of a stream whose source fails come before its error", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const region = yield* disk.allocate(4 * KiB)
       const read = { _tag: "read", offset: 0, buffer: region.bytes } as const
       let completed = 0

@@ -1,15 +1,16 @@
 /**
  * Goal: whatever becomes of the backend, everything in flight ends with one typed error and nothing hangs.
- * Method: a daemon whose requests take long is killed, stopped, or left while every kind of request is pending: request
+ * Method: a backend whose requests take long is killed, stopped, or left while every kind of request is pending: request
  * and answer, stream, completions by hand, waiters in line. A fiber that does not end fails the test by its time limit.
  */
-import { describe, expect } from "@effect/vitest"
+import { expect } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Option, Scope, Stream } from "effect"
 import type { BlockDevice } from "../../src/index.ts"
 import { type IoQueue, MemoryRegion } from "../../src/index.ts"
-import { at, KiB, MiB, onDaemon, open, serve, serveRaw, slowDisk } from "../support/daemon.ts"
+import { slow } from "../support/Backend.ts"
+import { forEachBackend, serveRaw, serveRawApart } from "../support/backends.ts"
+import { at, KiB, MiB, onDaemon, open } from "../support/daemon.ts"
 import { descriptors } from "../support/resources.ts"
-import { qsdIsHere } from "./requirement.ts"
 
 const QUEUE_SIZE = 16
 
@@ -84,12 +85,12 @@ const askAll = Effect.fnUntraced(
   }
 )
 
-describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
+forEachBackend("a backend that is gone", (backend) => {
   for (const kind of ["event", "adaptive", "poll"] as const) {
     onDaemon(`fails what is in flight with ENOTCONN when it is killed: ${kind} queue`, () =>
       Effect.gen(function*() {
-        const daemon = yield* serve({ exports: [slowDisk(FOREVER_MS)] })
-        const disk = yield* open(daemon.socketPath, {
+        const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
+        const disk = yield* open(socketPath, {
           queueSize: QUEUE_SIZE,
           ...(kind === "poll" ? { numQueues: 0, numPollQueues: 1 } : { waiting: kind })
         })
@@ -98,7 +99,7 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
         const buffer = region.bytes.subarray(0, 4 * KiB)
         const pending = yield* keepBusy(queue, buffer)
         expect(pending.every((fiber) => fiber.pollUnsafe() === undefined)).toBe(true)
-        yield* daemon.kill("SIGKILL")
+        yield* kill("SIGKILL")
         expect(yield* endsOf(pending)).toStrictEqual(["ENOTCONN"])
         expect(new Set(yield* askAll(disk, queue, buffer))).toStrictEqual(new Set(["ENOTCONN"]))
       }))
@@ -108,8 +109,8 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
     "fails those who take completions slowly, and those who wait for them to be taken",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
-        const disk = yield* open(daemon.socketPath, { queueSize: QUEUE_SIZE })
+        const { ended, kill, socketPath } = yield* serveRawApart(backend, MiB)
+        const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE })
         const queue = disk.queue(0)
         const region = yield* disk.allocate(4 * KiB)
         const read = { _tag: "read", offset: 0, buffer: region.bytes } as const
@@ -120,8 +121,8 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
         )
         yield* Effect.sleep(200)
         expect(submitting.pollUnsafe()).toBeUndefined()
-        yield* daemon.kill("SIGKILL")
-        yield* daemon.exitCode
+        yield* kill("SIGKILL")
+        yield* ended
         // What was answered can still be taken; the failure comes after it.
         let taken = 0
         const drained = yield* Effect.flip(Effect.forever(
@@ -140,24 +141,24 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
     "ends a stream that is interrupted after the device died, and one whose reader is slow",
     () =>
       Effect.gen(function*() {
-        const daemon = yield* serve({ exports: [slowDisk(5)] })
-        const disk = yield* open(daemon.socketPath, { queueSize: QUEUE_SIZE })
+        const { ended, kill, socketPath } = yield* backend.serveApart(slow(5))
+        const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE })
         const region = yield* disk.allocate(4 * KiB)
         const read = { _tag: "read", offset: 0, buffer: region.bytes } as const
         const seen = yield* Deferred.make<void>()
         const killed = yield* Deferred.make<void>()
-        const slow = yield* Effect.forkScoped(
+        const lagging = yield* Effect.forkScoped(
           disk.queue(0).process(Stream.forever(Stream.make(read))).pipe(
             Stream.runForEachArray(() => Effect.andThen(Deferred.succeed(seen, undefined), Deferred.await(killed))),
             Effect.exit
           )
         )
         yield* Deferred.await(seen)
-        yield* daemon.kill("SIGKILL")
-        yield* daemon.exitCode
+        yield* kill("SIGKILL")
+        yield* ended
         yield* Effect.sleep(50)
         yield* Deferred.succeed(killed, undefined)
-        expect(yield* endsOf([slow])).toStrictEqual(["ENOTCONN"])
+        expect(yield* endsOf([lagging])).toStrictEqual(["ENOTCONN"])
       })
   )
 
@@ -165,14 +166,14 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
     Effect.gen(function*() {
       for (let delayMs = 0; delayMs < 10; delayMs++) {
         yield* Effect.scoped(Effect.gen(function*() {
-          const { daemon } = yield* serveRaw(MiB)
-          const disk = yield* open(daemon.socketPath)
+          const { kill, socketPath } = yield* serveRawApart(backend, MiB)
+          const disk = yield* open(socketPath)
           const allocating = yield* Effect.forkScoped(
             Effect.exit(Effect.forever(Effect.scoped(Effect.andThen(disk.allocate(8 * KiB), Effect.yieldNow)))),
             { startImmediately: true }
           )
           yield* Effect.sleep(delayMs)
-          yield* daemon.kill("SIGKILL")
+          yield* kill("SIGKILL")
           expect(yield* endsOf([allocating])).toStrictEqual(["ENOTCONN"])
         }))
       }
@@ -182,23 +183,23 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
     Effect.gen(function*() {
       for (let delayMs = 0; delayMs < 10; delayMs++) {
         yield* Effect.scoped(Effect.gen(function*() {
-          const { daemon } = yield* serveRaw(MiB, { numQueues: 4 })
+          const { kill, socketPath } = yield* serveRawApart(backend, MiB, { numQueues: 4 })
           const opening = yield* Effect.forkScoped(
-            Effect.exit(Effect.forever(Effect.scoped(open(daemon.socketPath, { numQueues: 4 })))),
+            Effect.exit(Effect.forever(Effect.scoped(open(socketPath, { numQueues: 4 })))),
             { startImmediately: true }
           )
           yield* Effect.sleep(delayMs)
-          yield* daemon.kill("SIGKILL")
+          yield* kill("SIGKILL")
           // Nobody listens any more, or nobody is connected any more.
           expect(["ENOTCONN", "ECONNREFUSED"]).toContain((yield* endsOf([opening]))[0])
         }))
       }
     }))
 
-  onDaemon("is told by a stopped daemon's silence: ETIMEDOUT after deviceTimeout", () =>
+  onDaemon("is told by a stopped backend's silence: ETIMEDOUT after deviceTimeout", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath, {
+      const { kill, socketPath } = yield* serveRawApart(backend, MiB)
+      const disk = yield* open(socketPath, {
         queueSize: QUEUE_SIZE,
         deviceTimeout: "400 millis",
         replyTimeout: "300 millis"
@@ -206,17 +207,17 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
       const region = yield* disk.allocate(64 * KiB)
       const buffer = region.bytes.subarray(0, 4 * KiB)
       yield* disk.queue(0).write(0, buffer)
-      yield* daemon.kill("SIGSTOP")
+      yield* kill("SIGSTOP")
       const pending = yield* keepBusy(disk.queue(0), buffer)
       expect(yield* endsOf(pending)).toStrictEqual(["ETIMEDOUT"])
       expect(new Set(yield* askAll(disk, disk.queue(0), buffer))).toStrictEqual(new Set(["ETIMEDOUT"]))
-      yield* daemon.kill("SIGCONT")
+      yield* kill("SIGCONT")
     }))
 
   onDaemon("is not presumed dead while it is slow but makes progress", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(100)] })
-      const disk = yield* open(daemon.socketPath, { deviceTimeout: "2 seconds" })
+      const { socketPath } = yield* backend.serve(slow(100))
+      const disk = yield* open(socketPath, { deviceTimeout: "2 seconds" })
       const region = yield* disk.allocate(4 * KiB)
       for (let i = 0; i < 3; i++) yield* disk.queue(0).read(0, region.bytes)
       // Idle for longer than the limit is no silence either.
@@ -224,24 +225,24 @@ describe.skipIf(!qsdIsHere)("a backend that is gone", () => {
       yield* disk.queue(0).read(0, region.bytes)
     }))
 
-  onDaemon("deleting the export fails what comes after with ENOTCONN", () =>
+  onDaemon("or goes on without this export fails what comes after with ENOTCONN", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath, withdraw } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const region = yield* disk.allocate(4 * KiB)
       yield* disk.queue(0).read(0, region.bytes)
-      yield* daemon.qmp.execute("block-export-del", { id: "disk0", mode: "hard" })
+      yield* withdraw
       yield* Effect.sleep(100)
       expect(yield* Effect.flip(disk.queue(0).read(0, region.bytes))).toMatchObject({ _tag: "ENOTCONN" })
     }))
 })
 
-describe.skipIf(!qsdIsHere)("closing", () => {
+forEachBackend("closing", (backend) => {
   onDaemon("waits for what is in flight", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(200)] })
+      const { socketPath } = yield* backend.serve(slow(200))
       const scope = yield* Scope.make()
-      const disk = yield* open(daemon.socketPath, { queueSize: QUEUE_SIZE }).pipe(Scope.provide(scope))
+      const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE }).pipe(Scope.provide(scope))
       const region = yield* disk.allocate(4 * KiB).pipe(Scope.provide(scope))
       const reading = yield* Effect.forkScoped(Effect.exit(disk.queue(0).read(0, region.bytes)), {
         startImmediately: true
@@ -258,31 +259,31 @@ describe.skipIf(!qsdIsHere)("closing", () => {
     }))
 
   onDaemon(
-    "gives what a stopped daemon does not answer up after closeTimeout: ESHUTDOWN",
+    "gives what a stopped backend does not answer up after closeTimeout: ESHUTDOWN",
     () =>
       Effect.gen(function*() {
-        const daemon = yield* serve({ exports: [slowDisk(FOREVER_MS)] })
+        const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
         const scope = yield* Scope.make()
-        const disk = yield* open(daemon.socketPath, {
+        const disk = yield* open(socketPath, {
           queueSize: QUEUE_SIZE,
           closeTimeout: "200 millis",
           replyTimeout: "200 millis"
         }).pipe(Scope.provide(scope))
         const region = yield* disk.allocate(4 * KiB).pipe(Scope.provide(scope))
         const pending = yield* keepBusy(disk.queue(0), region.bytes)
-        yield* daemon.kill("SIGSTOP")
+        yield* kill("SIGSTOP")
         yield* Scope.close(scope, Exit.void)
         expect(yield* endsOf(pending)).toStrictEqual(["ESHUTDOWN"])
-        yield* daemon.kill("SIGCONT")
+        yield* kill("SIGCONT")
       })
   )
 
   onDaemon("keeps the queues' descriptors until what is in flight has ended", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(300, 2)] })
+      const { socketPath } = yield* backend.serve(slow(300), { numQueues: 2 })
       for (const waiting of ["event", "adaptive"] as const) {
         const scope = yield* Scope.make()
-        const disk = yield* open(daemon.socketPath, { numQueues: 2, waiting }).pipe(Scope.provide(scope))
+        const disk = yield* open(socketPath, { numQueues: 2, waiting }).pipe(Scope.provide(scope))
         const fds = disk.queues.map(({ completionFd }) => Option.getOrThrow(completionFd))
         // Memory that outlives the device, so that nothing else waits for the requests.
         const region = yield* MemoryRegion.allocate(4 * KiB)
@@ -303,9 +304,9 @@ describe.skipIf(!qsdIsHere)("closing", () => {
 
   onDaemon("does not wait longer than the connection lives, however long it may wait", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(FOREVER_MS)] })
+      const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
       const scope = yield* Scope.make()
-      const disk = yield* open(daemon.socketPath, { closeTimeout: Infinity, deviceTimeout: Infinity }).pipe(
+      const disk = yield* open(socketPath, { closeTimeout: Infinity, deviceTimeout: Infinity }).pipe(
         Scope.provide(scope)
       )
       const region = yield* disk.allocate(4 * KiB)
@@ -315,16 +316,16 @@ describe.skipIf(!qsdIsHere)("closing", () => {
       const closing = yield* Effect.forkScoped(Scope.close(scope, Exit.void), { startImmediately: true })
       yield* Effect.sleep(100)
       expect(closing.pollUnsafe()).toBeUndefined()
-      yield* daemon.kill("SIGKILL")
+      yield* kill("SIGKILL")
       yield* Fiber.join(closing)
       expect(yield* endsOf([reading])).toStrictEqual(["ENOTCONN"])
     }))
 
   onDaemon("does not wait longer than deviceTimeout for a silent device", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(FOREVER_MS)] })
+      const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
       const scope = yield* Scope.make()
-      const disk = yield* open(daemon.socketPath, {
+      const disk = yield* open(socketPath, {
         closeTimeout: Infinity,
         deviceTimeout: "300 millis",
         replyTimeout: "200 millis"
@@ -334,20 +335,20 @@ describe.skipIf(!qsdIsHere)("closing", () => {
         startImmediately: true
       })
       yield* Effect.sleep(10)
-      yield* daemon.kill("SIGSTOP")
+      yield* kill("SIGSTOP")
       yield* Scope.close(scope, Exit.void)
       expect(yield* endsOf([reading])).toStrictEqual(["ETIMEDOUT"])
-      yield* daemon.kill("SIGCONT")
+      yield* kill("SIGCONT")
     }))
 
-  onDaemon("is clean when the daemon was killed before", () =>
+  onDaemon("is clean when the backend was killed before", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(0)] })
-      const device = yield* at(daemon.socketPath)
+      const { ended, kill, socketPath } = yield* backend.serveApart(slow(0))
+      const device = yield* at(socketPath)
       yield* Effect.scoped(Effect.gen(function*() {
         const connected = yield* device.connect
-        yield* daemon.kill("SIGKILL")
-        yield* daemon.exitCode
+        yield* kill("SIGKILL")
+        yield* ended
         expect(yield* Effect.flip(connected.start())).toMatchObject({ _tag: "ENOTCONN" })
       }))
       expect(yield* Effect.flip(Effect.scoped(device.connect))).toMatchObject({ _tag: "ECONNREFUSED" })

@@ -1,24 +1,23 @@
 /**
  * Goal: a device goes through its phases as documented, says of itself what libblkio says of it, and a step that fails
  * leaves it where it was.
- * Method: real exports; golden values from libblkio 1.5 on the same daemon, less what this library counts differently.
+ * Method: real exports; each backend; golden values from libblkio 1.5 on qemu-storage-daemon, less what this library counts differently.
  */
-import { describe, expect } from "@effect/vitest"
+import { expect } from "@effect/vitest"
 import { Config, ConfigProvider, Effect, Layer, Option } from "effect"
 import { BlockDevice, Properties, VhostUser, VirtioBlk } from "../../src/index.ts"
-import { DiskImage } from "../../src/testing/index.ts"
-import { at, imagePath, KiB, majorOf, MiB, onDaemon, open, serve, serveRaw } from "../support/daemon.ts"
-import { qsdIsHere } from "./requirement.ts"
+import { forEachBackend, makeImage, serveRaw } from "../support/backends.ts"
+import { at, KiB, MiB, onDaemon, open } from "../support/daemon.ts"
 
-describe.skipIf(!qsdIsHere)("the life of a device", () => {
+forEachBackend("the life of a device", (backend) => {
   onDaemon(
     "a 4 MiB raw file with 4 queues has the golden properties, connected and started",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(4 * MiB, { numQueues: 4 })
+        const { facts, socketPath } = yield* serveRaw(backend, 4 * MiB, { numQueues: 4 })
         const golden = {
           driver: "virtio-blk-vhost-user",
-          path: daemon.socketPath,
+          path: socketPath,
           fd: -1,
           readOnly: false,
           deviceReadOnly: false,
@@ -36,23 +35,22 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
           optimalIoSize: 512,
           discardAlignment: 512,
           discardAlignmentOffset: 0,
-          maxDiscardLen: 16777216,
-          maxWriteZeroesLen: 16777216,
+          maxDiscardLen: facts.maxDiscardLength,
+          maxWriteZeroesLen: facts.maxWriteZeroesLength,
           maxSegmentLen: 0,
-          maxSegments: 126,
+          maxSegments: facts.maxSegments,
           maxTransfer: 0,
           bufAlignment: 1,
           optimalBufAlignment: 1,
           supportsFuaNatively: false,
-          flushNeeded: false,
+          flushNeeded: facts.writeCache,
           needsMemRegions: true,
           needsMemRegionFd: true,
           mayPinMemRegions: true,
           memRegionAlignment: 1,
-          // One of the device's slots holds the rings.
-          maxMemRegions: majorOf(daemon) < 10 ? 31 : 508
+          maxMemRegions: facts.maxMemRegions
         }
-        const device = yield* at(daemon.socketPath)
+        const device = yield* at(socketPath)
         const connected = yield* device.connect
         expect(yield* connected.properties.getAll).toMatchObject(golden)
         yield* connected.properties.set({ numQueues: 3, numPollQueues: 1, queueSize: 64 })
@@ -69,8 +67,8 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
 
   onDaemon("a larger block size becomes the alignment of requests", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(4 * MiB, { logicalBlockSize: 4 * KiB })
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, 4 * MiB, { blockSize: 4 * KiB })
+      const disk = yield* open(socketPath)
       expect(yield* disk.properties.get("request-alignment")).toBe(4 * KiB)
       const region = yield* disk.allocate(8 * KiB)
       expect(yield* Effect.flip(disk.queue(0).read(512, region.bytes))).toMatchObject({ _tag: "EINVAL" })
@@ -82,8 +80,8 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
     "names and values from outside answer with errnos, the state before the value",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB, { numQueues: 2 })
-        const device = yield* at(daemon.socketPath)
+        const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
+        const device = yield* at(socketPath)
         const errnoOf = <E extends { readonly _tag: string }>(effect: Effect.Effect<unknown, E>) =>
           Effect.map(Effect.flip(effect), ({ _tag }) => _tag)
         const ask = (properties: typeof device.properties | VirtioBlk.ConnectedDevice["properties"]) =>
@@ -114,8 +112,8 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
 
   onDaemon("a start that fails leaves the device connected, to be set right and started", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB, { numQueues: 2 })
-      const connected = yield* Effect.flatMap(at(daemon.socketPath), ({ connect }) => connect)
+      const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
+      const connected = yield* Effect.flatMap(at(socketPath), ({ connect }) => connect)
       const { properties } = connected
       const refused = function*(settings: Parameters<typeof properties.set>[0]) {
         yield* properties.set(settings)
@@ -137,11 +135,11 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
 
   onDaemon("the largest and the smallest ring work", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      // The daemon's own limit for a ring is 1024 descriptors.
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      // QEMU's limit for a ring is 1024 descriptors.
       for (const queueSize of [1, 2, 4, 1024]) {
         yield* Effect.scoped(Effect.gen(function*() {
-          const disk = yield* open(daemon.socketPath, { queueSize })
+          const disk = yield* open(socketPath, { queueSize })
           const region = yield* disk.allocate(64 * KiB)
           region.bytes.fill(queueSize & 0xff)
           const blocks = Array.from({ length: 126 }, (_, i) => region.bytes.subarray(i * 512, (i + 1) * 512))
@@ -157,8 +155,8 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
 
   onDaemon("event and poll queues each have their indices from 0", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB, { numQueues: 4 })
-      const disk = yield* open(daemon.socketPath, { numQueues: 1, numPollQueues: 3, queueSize: 32 })
+      const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 4 })
+      const disk = yield* open(socketPath, { numQueues: 1, numPollQueues: 3, queueSize: 32 })
       expect([...disk.queues, ...disk.pollQueues].map(({ index, kind, size }) => [kind, index, size])).toStrictEqual([
         ["event", 0, 32],
         ["poll", 0, 32],
@@ -186,8 +184,8 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
 
   onDaemon("a created device can be connected again and again", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const device = yield* at(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const device = yield* at(socketPath)
       yield* device.properties.set({ readOnly: true })
       for (let i = 0; i < 3; i++) {
         yield* Effect.scoped(Effect.gen(function*() {
@@ -199,7 +197,7 @@ describe.skipIf(!qsdIsHere)("the life of a device", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("layers", () => {
+forEachBackend("layers", (backend) => {
   const roundTrip = Effect.gen(function*() {
     const disk = yield* BlockDevice
     const region = yield* disk.allocate(4 * KiB)
@@ -213,12 +211,12 @@ describe.skipIf(!qsdIsHere)("layers", () => {
 
   onDaemon("build a device from options and from configuration, in one step and in two", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB, { numQueues: 2 })
-      const transport = VhostUser.layer({ path: daemon.socketPath })
+      const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
+      const transport = VhostUser.layer({ path: socketPath })
       const configured = VirtioBlk.layerConfig({ numQueues: Config.Int("DISK_QUEUES") }).pipe(
         Layer.provide(VhostUser.layerConfig({ path: Config.String("DISK_PATH") })),
         Layer.provide(ConfigProvider.layer(
-          ConfigProvider.fromEnvRecord({ DISK_QUEUES: "2", DISK_PATH: daemon.socketPath })
+          ConfigProvider.fromEnvRecord({ DISK_QUEUES: "2", DISK_PATH: socketPath })
         ))
       )
       const connected = VirtioBlk.layerConnected().pipe(Layer.provide(transport))
@@ -237,8 +235,8 @@ describe.skipIf(!qsdIsHere)("layers", () => {
 
   onDaemon("fail with the typed error of what is wrong", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const transport = VhostUser.layer({ path: daemon.socketPath })
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const transport = VhostUser.layer({ path: socketPath })
       for (const options of [{ numQueues: 2 }, { queueSize: 3 }, { numQueues: 0 }, { numQueues: 0.5 }]) {
         const disk = VirtioBlk.layer(options).pipe(Layer.provide(transport))
         expect(yield* Effect.flip(roundTrip.pipe(Effect.provide(disk)))).toMatchObject({ _tag: "EINVAL" })
@@ -252,19 +250,18 @@ describe.skipIf(!qsdIsHere)("layers", () => {
     Effect.gen(function*() {
       class Source extends BlockDevice.Tag<Source>()("Source") {}
       class Target extends BlockDevice.Tag<Target>()("Target") {}
-      const [from, to] = [yield* imagePath("from.raw"), yield* imagePath("to.qcow2")]
-      yield* DiskImage.createRaw(from, 3 * MiB)
-      yield* DiskImage.qemuIo(from, "raw", ["write -P 0x11 0 1M", "write -P 0x22 1M 1M", "write -P 0x33 2M 1M"])
-      yield* DiskImage.createQcow2(to, 3 * MiB)
+      const from = yield* makeImage("raw", 3 * MiB)
+      const to = yield* makeImage(backend.formats.at(-1) ?? "raw", 3 * MiB)
+      const content = [[0, MiB, 0x11], [MiB, MiB, 0x22], [2 * MiB, MiB, 0x33]] as const
+      yield* backend.fill(from, content)
       yield* Effect.scoped(Effect.gen(function*() {
-        const daemon = yield* serve({
-          exports: [{ image: { _tag: "raw", path: from }, writable: false }, { image: { _tag: "qcow2", path: to } }]
-        })
+        const source = yield* backend.serve(from, { readOnly: true })
+        const target = yield* backend.serve(to)
         const diskAt = (path: string, options: VirtioBlk.Options) =>
           Effect.flatMap(VhostUser.make({ path }), (transport) => VirtioBlk.make(transport, options))
         const disks = Layer.merge(
-          Layer.effect(Source, diskAt(daemon.exports[0].socketPath, { readOnly: true })),
-          Layer.effect(Target, diskAt(daemon.exports[1]!.socketPath, {}))
+          Layer.effect(Source, diskAt(source.socketPath, { readOnly: true })),
+          Layer.effect(Target, diskAt(target.socketPath, {}))
         )
         const copy = Effect.scoped(Effect.gen(function*() {
           const source = yield* Source
@@ -281,6 +278,6 @@ describe.skipIf(!qsdIsHere)("layers", () => {
         }))
         yield* copy.pipe(Effect.provide(disks))
       }))
-      yield* DiskImage.qemuIo(to, "qcow2", ["read -P 0x11 0 1M", "read -P 0x22 1M 1M", "read -P 0x33 2M 1M"])
+      yield* backend.verify(to, content)
     }))
 })

@@ -1,14 +1,15 @@
 /**
  * Goal: memory that a device may access is mapped and taken back without harm to the device, whatever the order.
- * Method: regions on a real device, up to its limit and beyond, released while requests use them; what the device must
+ * Method: regions on a device of each backend, up to its limit and beyond, released while requests use them; what the device must
  * not be asked (it would acknowledge it and die) is refused before.
  */
-import { describe, expect } from "@effect/vitest"
+import { expect } from "@effect/vitest"
 import { Effect, Exit, Fiber, Scope } from "effect"
 import { closeSync, ftruncateSync, openSync, unlinkSync } from "node:fs"
 import { MemoryRegion } from "../../src/index.ts"
-import { KiB, majorOf, MiB, onDaemon, open, serve, serveRaw, slowDisk } from "../support/daemon.ts"
-import { qsdIsHere } from "./requirement.ts"
+import { slow } from "../support/Backend.ts"
+import { forEachBackend, serveRaw } from "../support/backends.ts"
+import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
 
 /** A file in memory whose descriptor the application owns. */
 const memoryFile = (length: number) =>
@@ -23,15 +24,15 @@ const memoryFile = (length: number) =>
     (fd) => Effect.sync(() => closeSync(fd))
   )
 
-describe.skipIf(!qsdIsHere)("memory regions", () => {
+forEachBackend("memory regions", (backend) => {
   onDaemon(
     "can be mapped up to max-mem-regions and no further, and the device stays well",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
-        const disk = yield* open(daemon.socketPath)
+        const { facts, socketPath } = yield* serveRaw(backend, MiB)
+        const disk = yield* open(socketPath)
         const most = yield* disk.properties.get("max-mem-regions")
-        expect(most).toBe(majorOf(daemon) < 10 ? 31 : 508)
+        expect(most).toBe(facts.maxMemRegions)
         const scope = yield* Scope.make()
         const regions = yield* Effect.forEach(Array.from({ length: most }), () => disk.allocate(4 * KiB)).pipe(
           Scope.provide(scope)
@@ -62,8 +63,8 @@ describe.skipIf(!qsdIsHere)("memory regions", () => {
     "are refused where they are mapped already or overlap, before the device is asked",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
-        const disk = yield* open(daemon.socketPath)
+        const { socketPath } = yield* serveRaw(backend, MiB)
+        const disk = yield* open(socketPath)
         const fd = yield* memoryFile(64 * KiB)
         const at = (offset: number, length: number) => MemoryRegion.fromFd({ fd, offset, length })
         const region = yield* at(8 * KiB, 16 * KiB)
@@ -90,8 +91,8 @@ describe.skipIf(!qsdIsHere)("memory regions", () => {
 
   onDaemon("of the application's own file reach the device at their offset", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const fd = yield* memoryFile(64 * KiB)
       const whole = yield* MemoryRegion.fromFd({ fd, offset: 0, length: 64 * KiB })
       const part = yield* MemoryRegion.fromFd({ fd, offset: 12 * KiB, length: 4 * KiB + 512 })
@@ -112,8 +113,8 @@ describe.skipIf(!qsdIsHere)("memory regions", () => {
     "are unknown to the queues once unmapped, and their stale views are empty once released",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
-        const disk = yield* open(daemon.socketPath)
+        const { socketPath } = yield* serveRaw(backend, MiB)
+        const disk = yield* open(socketPath)
         const scope = yield* Scope.make()
         const region = yield* disk.allocate(8 * KiB).pipe(Scope.provide(scope))
         const stale = region.bytes.subarray(0, 4 * KiB)
@@ -134,8 +135,8 @@ describe.skipIf(!qsdIsHere)("memory regions", () => {
 
   onDaemon("are waited for while requests use them; what waits in line is refused", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(200)] })
-      const disk = yield* open(daemon.socketPath, { queueSize: 4 })
+      const { socketPath } = yield* backend.serve(slow(200))
+      const disk = yield* open(socketPath, { queueSize: 4 })
       const queue = disk.queue(0)
       const scope = yield* Scope.make()
       const region = yield* disk.allocate(8 * KiB).pipe(Scope.provide(scope))
@@ -164,8 +165,8 @@ describe.skipIf(!qsdIsHere)("memory regions", () => {
 
   onDaemon("serve reads and writes of odd sizes at odd places", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const region = yield* disk.allocate(12_345)
       // Data need not be aligned in memory, and a region's length need not be a multiple of anything.
       for (let i = 0; i < region.bytes.length; i++) region.bytes[i] = i * 31

@@ -1,12 +1,13 @@
 /**
  * Goal: a request that is wrong in itself answers with its errno, harms nobody, and the next one works.
- * Method: each mistake on a real device, through each of the three surfaces of a queue, with a good request behind it.
+ * Method: each mistake on a device of each backend, through each of the three surfaces of a queue, with a good request behind it.
  */
-import { describe, expect } from "@effect/vitest"
+import { expect } from "@effect/vitest"
 import { Effect, Fiber, Stream } from "effect"
 import { IoQueue } from "../../src/index.ts"
-import { KiB, MiB, onDaemon, open, serveRaw } from "../support/daemon.ts"
-import { qsdIsHere } from "./requirement.ts"
+import type { Backend, Facts } from "../support/Backend.ts"
+import { forEachBackend, serveRaw } from "../support/backends.ts"
+import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
 
 const CAPACITY = 64 * MiB
 const QUEUE_SIZE = 16
@@ -15,12 +16,21 @@ const { FUA, NO_FALLBACK, NO_UNMAP } = IoQueue.RequestFlag
 /** Each mistake by name: the request, and the errno it must answer. */
 const mistakes = (
   buffer: Uint8Array,
-  unmapped: Uint8Array
+  unmapped: Uint8Array,
+  { maxDiscardLength, maxSegments, maxWriteZeroesLength }: Facts
 ): ReadonlyArray<readonly [string, IoQueue.Request, "EINVAL" | "EFAULT" | "ENOTSUP"]> => {
   const segments = (count: number) => Array.from({ length: count }, (_, i) => buffer.subarray(i * 512, (i + 1) * 512))
   return [
-    ["more segments than max-segments (readv)", { _tag: "readv", offset: 0, buffers: segments(127) }, "EINVAL"],
-    ["more segments than max-segments (writev)", { _tag: "writev", offset: 0, buffers: segments(127) }, "EINVAL"],
+    [
+      "more segments than max-segments (readv)",
+      { _tag: "readv", offset: 0, buffers: segments(maxSegments + 1) },
+      "EINVAL"
+    ],
+    [
+      "more segments than max-segments (writev)",
+      { _tag: "writev", offset: 0, buffers: segments(maxSegments + 1) },
+      "EINVAL"
+    ],
     ["a buffer of the heap (read)", { _tag: "read", offset: 0, buffer: new Uint8Array(512) }, "EFAULT"],
     ["a buffer of the heap (write)", { _tag: "write", offset: 0, buffer: Buffer.alloc(512) }, "EFAULT"],
     ["a region that is not mapped", { _tag: "write", offset: 0, buffer: unmapped }, "EFAULT"],
@@ -51,8 +61,12 @@ const mistakes = (
     ["an end past 2^53", { _tag: "writeZeroes", offset: 2 ** 53 - 512, length: 512 }, "EINVAL"],
     ["an offset past 2^63", { _tag: "read", offset: 2 ** 63, buffer: buffer.subarray(0, 512) }, "EINVAL"],
     ["more than 2^32 sectors", { _tag: "discard", offset: 0, length: 2 ** 41 + 512 }, "EINVAL"],
-    ["more than max-discard-len", { _tag: "discard", offset: 0, length: 16 * MiB + 512 }, "EINVAL"],
-    ["more than max-write-zeroes-len", { _tag: "writeZeroes", offset: 0, length: 16 * MiB + 512 }, "EINVAL"],
+    ["more than max-discard-len", { _tag: "discard", offset: 0, length: maxDiscardLength + 512 }, "EINVAL"],
+    [
+      "more than max-write-zeroes-len",
+      { _tag: "writeZeroes", offset: 0, length: maxWriteZeroesLength + 512 },
+      "EINVAL"
+    ],
     ["a start at the capacity", { _tag: "read", offset: CAPACITY, buffer: buffer.subarray(0, 512) }, "EINVAL"],
     ["an end past the capacity", { _tag: "write", offset: CAPACITY - 512, buffer: buffer.subarray(0, KiB) }, "EINVAL"],
     ["an end past the capacity (discard)", { _tag: "discard", offset: CAPACITY - 512, length: KiB }, "EINVAL"],
@@ -83,19 +97,19 @@ const ask = (queue: IoQueue.IoQueue, request: IoQueue.Request) => {
   }
 }
 
-const prepare = Effect.gen(function*() {
-  const { daemon } = yield* serveRaw(CAPACITY)
-  const disk = yield* open(daemon.socketPath, { queueSize: QUEUE_SIZE })
+const prepare = Effect.fnUntraced(function*(backend: Backend) {
+  const { facts, socketPath } = yield* serveRaw(backend, CAPACITY)
+  const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE })
   const region = yield* disk.allocate(MiB)
   const other = yield* disk.allocate(4 * KiB)
   yield* disk.unmap(other)
-  return { disk, queue: disk.queue(0), buffer: region.bytes, wrong: mistakes(region.bytes, other.bytes) }
+  return { disk, queue: disk.queue(0), buffer: region.bytes, wrong: mistakes(region.bytes, other.bytes, facts) }
 })
 
-describe.skipIf(!qsdIsHere)("requests that are wrong", () => {
+forEachBackend("requests that are wrong", (backend) => {
   onDaemon("answer with their errno, and the next one works: request and answer", () =>
     Effect.gen(function*() {
-      const { buffer, queue, wrong } = yield* prepare
+      const { buffer, queue, wrong } = yield* prepare(backend)
       for (const [name, request, errno] of wrong) {
         const error = yield* Effect.flip(ask(queue, request))
         expect([name, error._tag]).toStrictEqual([name, errno])
@@ -109,7 +123,7 @@ describe.skipIf(!qsdIsHere)("requests that are wrong", () => {
 
   onDaemon("become completions of their own in a stream, and do not hold up the others", () =>
     Effect.gen(function*() {
-      const { buffer, queue, wrong } = yield* prepare
+      const { buffer, queue, wrong } = yield* prepare(backend)
       const good = { _tag: "read", offset: 0, buffer: buffer.subarray(0, 512) } as const
       const requests = wrong.flatMap(([, request]) => [good, request, { _tag: "flush" } as const])
       const completions = yield* queue.process(Stream.fromIterable(requests)).pipe(Stream.runCollect)
@@ -120,7 +134,7 @@ describe.skipIf(!qsdIsHere)("requests that are wrong", () => {
 
   onDaemon("are counted among the completions that were asked for, by hand", () =>
     Effect.gen(function*() {
-      const { buffer, queue, wrong } = yield* prepare
+      const { buffer, queue, wrong } = yield* prepare(backend)
       const good = { _tag: "read", offset: 0, buffer: buffer.subarray(0, 512) } as const
       const bad = wrong.map(([, request]) => request)
       // More than the ring holds, a wrong one last, and all of them wanted.
@@ -144,7 +158,7 @@ describe.skipIf(!qsdIsHere)("requests that are wrong", () => {
 
   onDaemon("on a started device leave it in working order for the other queues", () =>
     Effect.gen(function*() {
-      const { disk } = yield* prepare
+      const { disk } = yield* prepare(backend)
       const region = yield* disk.allocate(4 * KiB)
       expect(yield* Effect.flip(disk.queue(1).read(0, region.bytes))).toMatchObject({ _tag: "ENODEV" })
       expect(yield* Effect.flip(disk.queue(-1).flush())).toMatchObject({ _tag: "ENODEV" })
@@ -153,18 +167,18 @@ describe.skipIf(!qsdIsHere)("requests that are wrong", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("a read-only export", () => {
+forEachBackend("a read-only export", (backend) => {
   onDaemon("starts only where that is wanted, and refuses to be written", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB, { writable: false, numQueues: 2 })
-      const error = yield* Effect.flip(Effect.scoped(open(daemon.socketPath)))
+      const { socketPath } = yield* serveRaw(backend, MiB, { readOnly: true, numQueues: 2 })
+      const error = yield* Effect.flip(Effect.scoped(open(socketPath)))
       expect(error).toMatchObject({ _tag: "EROFS", errno: 30 })
       // What is wrong with the queues comes first.
-      expect(yield* Effect.flip(Effect.scoped(open(daemon.socketPath, { numQueues: 3 })))).toMatchObject({
+      expect(yield* Effect.flip(Effect.scoped(open(socketPath, { numQueues: 3 })))).toMatchObject({
         _tag: "EINVAL"
       })
 
-      const disk = yield* open(daemon.socketPath, { readOnly: true })
+      const disk = yield* open(socketPath, { readOnly: true })
       expect(yield* disk.properties.get("device-read-only")).toBe(true)
       const region = yield* disk.allocate(4 * KiB)
       region.bytes.fill(1)
@@ -187,8 +201,8 @@ describe.skipIf(!qsdIsHere)("a read-only export", () => {
 
   onDaemon("refuses to be written where only the user wants it so", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath, { readOnly: true })
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath, { readOnly: true })
       expect(yield* disk.properties.get("device-read-only")).toBe(false)
       const region = yield* disk.allocate(4 * KiB)
       expect(yield* Effect.flip(disk.queue(0).write(0, region.bytes))).toMatchObject({ _tag: "EBADF" })

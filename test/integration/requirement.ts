@@ -7,7 +7,9 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect } from "effect"
 import { QemuStorageDaemon } from "../../src/testing/index.ts"
+import { leavesNothing } from "../support/resources.ts"
 
+// The program was asked by way of sockets, which no test may find open that counts its own.
 export const qsdIsHere: boolean = await Effect.runPromise(
-  QemuStorageDaemon.requirement.pipe(Effect.provide(NodeServices.layer))
+  leavesNothing(QemuStorageDaemon.requirement).pipe(Effect.provide(NodeServices.layer))
 )

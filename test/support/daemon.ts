@@ -35,9 +35,14 @@ export const onDaemon = <A, E>(
     timeoutMs
   )
 
+/** Has {@link onDaemon} see that a process has gone with its test. */
+export const mustEnd = (pid: number): void => {
+  started.add(pid)
+}
+
 /** Starts a daemon that {@link onDaemon} sees gone. */
 export const serve = (options: QemuStorageDaemon.Options) =>
-  Effect.tap(QemuStorageDaemon.make(options), ({ pid }) => Effect.sync(() => started.add(pid)))
+  Effect.tap(QemuStorageDaemon.make(options), ({ pid }) => Effect.sync(() => mustEnd(pid)))
 
 /** A disk without contents whose requests take `latencyMs` each: to have some in flight when something happens. */
 export const slowDisk = (latencyMs: number, numQueues = 1) =>

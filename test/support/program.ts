@@ -11,17 +11,25 @@ interface Outcome {
   readonly stderr: string
 }
 
-/** Starts a program; whatever becomes of the test, it ends with the Scope. */
+/** Starts a program; whatever becomes of the test, it has ended when the Scope has closed. */
 export const startProgram = Effect.fnUntraced(function*(
   args: ReadonlyArray<string>,
   environment: { readonly [name: string]: string } = {}
 ) {
   const lines = yield* Queue.unbounded<string>()
-  const child = yield* Effect.acquireRelease(
-    Effect.sync(() =>
-      spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, ...environment } })
-    ),
-    (child) => Effect.sync(() => child.kill("SIGKILL"))
+  const { child, closed } = yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      const child = spawn(process.execPath, args, {
+        stdio: ["ignore", "pipe", "pipe"],
+        env: { ...process.env, ...environment }
+      })
+      return { child, closed: once(child, "close"), exited: once(child, "exit") }
+    }),
+    ({ child, exited }) =>
+      Effect.promise(() => {
+        child.kill("SIGKILL")
+        return exited
+      })
   )
   const said = { stdout: "", stderr: "" }
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
@@ -31,9 +39,10 @@ export const startProgram = Effect.fnUntraced(function*(
     said.stderr += text
     Queue.offerUnsafe(lines, text)
   })
-  const closed = once(child, "close")
   return {
     child,
+    /** What it has said so far. */
+    said,
     /** Waits until it has said something more on stderr. */
     stderr: Queue.take(lines),
     outcome: Effect.promise(async (): Promise<Outcome> => {

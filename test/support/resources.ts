@@ -48,20 +48,25 @@ export const isCloseOnExec = (descriptor: number): boolean => {
   return (Number.parseInt(flags, 8) & O_CLOEXEC) !== 0
 }
 
-/** Node closes its own sockets some turns of the loop after it was told to. */
+/** Node closes its own sockets some turns of the loop after it was told to, and a backend in this process learns of an end. */
 const PATIENCE_MS = 3000
 const PAUSE_MS = 10
+
+/** Waits until the counts are `before` again, and fails the test where they do not become so. */
+export const settlesAt = Effect.fnUntraced(function*(before: Resources) {
+  for (let waited = 0; waited < PATIENCE_MS && !isDeepStrictEqual(count(), before); waited += PAUSE_MS) {
+    yield* Effect.sleep(PAUSE_MS)
+  }
+  expect(count()).toStrictEqual(before)
+})
 
 /** Runs an effect in a Scope of its own, and fails the test unless the counts are then what they were. */
 export const leavesNothing = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, Exclude<R, Scope.Scope>> =>
   Effect.gen(function*() {
     const before = count()
     const exit = yield* Effect.exit(Effect.scoped(effect))
-    for (let waited = 0; waited < PATIENCE_MS && !isDeepStrictEqual(count(), before); waited += PAUSE_MS) {
-      yield* Effect.sleep(PAUSE_MS)
-    }
     // A failed body says more than what it left behind.
-    if (Exit.isSuccess(exit)) expect(count()).toStrictEqual(before)
+    if (Exit.isSuccess(exit)) yield* settlesAt(before)
     return yield* exit
   })
 
