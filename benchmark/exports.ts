@@ -26,7 +26,7 @@ const serve = Effect.fnUntraced(function*(store: string, socketPath: string) {
 })
 
 const median = (values: ReadonlyArray<number>): number =>
-  [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
+  values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
 
 const program = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem

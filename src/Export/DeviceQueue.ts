@@ -12,12 +12,13 @@
  * to the store.
  *
  * A queue is started by its kick descriptor and stopped by GET_VRING_BASE (vhost-user: Ring states); between the two it may
- * be disabled, and paused while memory is mapped anew. Whoever stops or pauses it waits for {@link DeviceQueue.whenIdle}.
+ * be disabled, and paused while memory is mapped anew. Whoever stops or pauses it waits until it is idle
+ * ({@link DeviceQueue.isIdle}).
  *
  * @since 0.1.0
  */
 import type * as Cause from "effect/Cause"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type { StoreError } from "../BlockStore/Interface.ts"
@@ -102,6 +103,11 @@ export class DeviceQueue {
   /** Requests that are with the store. */
   get inFlight(): number {
     return this.#inFlight.size
+  }
+
+  /** Whether nothing is with the store, and the driver was shown all that was. */
+  get isIdle(): boolean {
+    return this.#inFlight.size === 0 && !this.#hasEnded
   }
 
   /** Sets the number of descriptors; answers what is wrong with it, if anything. */
@@ -285,10 +291,18 @@ export class DeviceQueue {
 
   /** Lays the ring anew where its memory is now. */
   #relocate(availIdx = this.#ring?.availIdx ?? this.#base): string | undefined {
+    // The new one begins with what the driver was shown.
+    if (this.#ring !== undefined) this.#publish(this.#ring)
     const ring = this.#make(availIdx)
     if (typeof ring === "string") return ring
     this.#ring = ring
     return undefined
+  }
+
+  /** Shows the driver what was handed back. */
+  #publish(ring: DeviceRing): void {
+    if (ring.publish()) this.#signal()
+    this.#inflight?.published(ring.usedIdx)
   }
 
   #signal(): void {
@@ -321,8 +335,7 @@ export class DeviceQueue {
         break
       }
       if (ring !== this.#ring) break
-      if (ring.publish()) this.#signal()
-      this.#inflight?.published(ring.usedIdx)
+      this.#publish(ring)
       // Whatever ends next, or changes the ring's state, has it looked at again.
       if (!this.#mayTake) break
       const isBusy = taken === MAX_BATCH || this.#find(ring)
@@ -359,8 +372,8 @@ export class DeviceQueue {
   }
 
   #start(request: BlkRequest): void {
-    const { execute, run } = this.#options
-    const execution = execute(request)
+    const { run } = this.#options
+    const execution = this.#execute(request)
     if (typeof execution === "number") return this.#end(request, execution, undefined)
     const fiber = run(execution)
     const exit = fiber.pollUnsafe()
@@ -374,6 +387,15 @@ export class DeviceQueue {
     })
   }
 
+  /** A store that throws, where it should have failed, is no reason to leave the ring in the middle of it. */
+  #execute(request: BlkRequest): Execution {
+    try {
+      return this.#options.execute(request)
+    } catch (defect) {
+      return Effect.die(defect)
+    }
+  }
+
   #ended(request: BlkRequest, exit: Exit.Exit<void, StoreError>): void {
     if (exit._tag === "Success") return this.#end(request, Status.OK, undefined)
     const isUnsupported = exit.cause.reasons.some((reason) => reason._tag === "Fail" && reason.error._tag === "ENOTSUP")
@@ -382,9 +404,10 @@ export class DeviceQueue {
 
   /** Writes a request's status and hands it back. */
   #end(request: BlkRequest, status: number, cause: Cause.Cause<StoreError> | undefined): void {
-    this.#options.onEnd(request, status, cause)
     const ring = this.#ring
+    // Given up meanwhile: nobody is answered, and nothing counts as answered.
     if (ring === undefined) return
+    this.#options.onEnd(request, status, cause)
     const { head, statusPosition, statusRegion, wantedLength } = request
     if (statusRegion === undefined) ring.use(head, 0)
     else {

@@ -23,6 +23,9 @@ const { INDIRECT, NEXT, WRITE } = Wire.DescriptorFlag
 /** The longest chain that is followed: libvhost-user's and QEMU's limit (VIRTQUEUE_MAX_SIZE), above which none is asked. */
 const MAX_CHAIN = 1024
 
+/** The most bytes of a chain (virtio 1.2 §2.7.5); what was written of it has 32 bits in the used ring. */
+const MAX_CHAIN_BYTES = 2 ** 32
+
 /** What a ring is made of, as the front-end says. */
 export interface RingOptions {
   /** Number of descriptors: a power of two, at most 32768. */
@@ -82,28 +85,13 @@ export class DeviceRing {
   /** Lays a ring over the front-end's memory; answers what is wrong with where it lies, if anything. */
   static make(memory: GuestMemory, options: RingOptions): DeviceRing | string {
     const { avail, descriptors, queueSize, used } = options
-    const descriptorBytes = queueSize * Wire.DESCRIPTOR_BYTES
-    const availBytes = Wire.availUsedEvent(queueSize) + 2
-    const usedBytes = Wire.usedAvailEvent(queueSize) + 2
-    const parts = []
     // virtio 1.2 §2.7: the descriptors' alignment is 16, avail's 2, used's 4.
-    for (
-      const [name, address, bytes, alignment] of [
-        ["descriptors", descriptors, descriptorBytes, 16],
-        ["avail ring", avail, availBytes, 2],
-        ["used ring", used, usedBytes, 4]
-      ] as const
-    ) {
-      const region = memory.atUser(address, bytes)
-      if (region === undefined) return `the ${bytes} bytes of the ${name} at ${address} are not in a mapped region`
-      const position = region.start + address - region.userAddress
-      if (position % alignment !== 0) return `the ${name} at ${address} must lie at a multiple of ${alignment}`
-      parts.push({ region, position })
-    }
-    const [first, second, third] = parts
-    return first === undefined || second === undefined || third === undefined
-      ? "a ring has three parts"
-      : new DeviceRing(memory, options, first, second, third)
+    const first = partAt(memory, "descriptors", descriptors, queueSize * Wire.DESCRIPTOR_BYTES, 16)
+    if (typeof first === "string") return first
+    const second = partAt(memory, "avail ring", avail, Wire.availUsedEvent(queueSize) + 2, 2)
+    if (typeof second === "string") return second
+    const third = partAt(memory, "used ring", used, Wire.usedAvailEvent(queueSize) + 2, 4)
+    return typeof third === "string" ? third : new DeviceRing(memory, options, first, second, third)
   }
 
   private constructor(memory: GuestMemory, options: RingOptions, descriptors: Part, avail: Part, used: Part) {
@@ -170,6 +158,7 @@ export class DeviceRing {
     let limit = this.#size
     let isIndirect = false
     let index = head
+    let total = 0
     // A descriptor may be part of a chain once, so a longer chain than its table goes in circles.
     for (let left = limit; left > 0; left--) {
       const at = table + index * Wire.DESCRIPTOR_BYTES
@@ -199,6 +188,8 @@ export class DeviceRing {
         continue
       }
       if (chain.count === MAX_CHAIN) return this.#broken(`head ${head}: more than ${MAX_CHAIN} descriptors`)
+      total += length
+      if (total > MAX_CHAIN_BYTES) return this.#broken(`head ${head}: more than ${MAX_CHAIN_BYTES} bytes`)
       if ((flags & WRITE) === 0) {
         if (chain.readable !== chain.count) {
           return this.#broken(`head ${head}: a descriptor to read after one to write`)
@@ -262,6 +253,21 @@ export class DeviceRing {
 interface Part {
   readonly region: Region
   readonly position: number
+}
+
+/** Finds a part of the ring, or says what is wrong with where it lies. */
+const partAt = (
+  memory: GuestMemory,
+  name: string,
+  address: number,
+  bytes: number,
+  alignment: number
+): Part | string => {
+  const region = memory.atUser(address, bytes)
+  if (region === undefined) return `the ${bytes} bytes of the ${name} at ${address} are not in a mapped region`
+  const position = region.start + address - region.userAddress
+  if (position % alignment !== 0) return `the ${name} at ${address} must lie at a multiple of ${alignment}`
+  return { region, position }
 }
 
 // The parts' fields as indices into their 16-bit views.

@@ -22,7 +22,7 @@ import * as Effect from "effect/Effect"
 import * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type BlockStore, lengthOf, type StoreError } from "../BlockStore/Interface.ts"
+import type { BlockStore, StoreError } from "../BlockStore/Interface.ts"
 import * as Errno from "../Errno.ts"
 import * as Libc from "../Native/Libc.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
@@ -132,7 +132,7 @@ export const serve = Effect.fn("Export.serve")(function*(
   const settings = check(store, options)
   if ("_tag" in settings) return yield* settings
   const events = yield* PubSub.sliding<Event>(EVENTS_KEPT)
-  const run = Effect.runForkWith(yield* Effect.context<never>())
+  const run = Effect.runForkWith(yield* Effect.context())
   let chosen = settings.capacity ?? Infinity
   let frontend: Frontend.Frontend | undefined
   const statistics = {
@@ -159,11 +159,11 @@ export const serve = Effect.fn("Export.serve")(function*(
     switch (request.type) {
       case RequestType.IN:
         statistics.reads++
-        if (isOk) statistics.bytesRead += lengthOf(request.wanted)
+        if (isOk) statistics.bytesRead += request.wantedLength
         break
       case RequestType.OUT:
         statistics.writes++
-        if (isOk) statistics.bytesWritten += lengthOf(request.given)
+        if (isOk) statistics.bytesWritten += request.givenLength
         break
       case RequestType.FLUSH:
         statistics.flushes++
@@ -193,6 +193,13 @@ export const serve = Effect.fn("Export.serve")(function*(
       return yield* served.serve
     })).pipe(
       Effect.catch(Effect.succeed),
+      // A mistake of ours, or of the store's, ends one connection and not the export.
+      Effect.catchDefect((defect) =>
+        Effect.as(
+          Effect.logError("serving a front-end failed", defect),
+          new Errno.EIO({ operation: "export", detail: "the front-end could not be served", cause: defect })
+        )
+      ),
       Effect.flatMap((reason) => PubSub.publish(events, { _tag: "disconnected", reason }))
     )
 

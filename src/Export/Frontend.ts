@@ -20,6 +20,7 @@ import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
+import { fstatSync } from "node:fs"
 import type { BlockStore, StoreError } from "../BlockStore/Interface.ts"
 import * as Errno from "../Errno.ts"
 import * as Libc from "../Native/Libc.ts"
@@ -78,6 +79,21 @@ const PROTOCOL_FEATURES = featureMask(
   ProtocolFeature.STATUS
 )
 
+/**
+ * Messages that are answered in any case: NEED_REPLY changes nothing (vhost-user: REPLY_ACK), and an acknowledgement would be
+ * taken for their answer.
+ */
+const questions: ReadonlySet<number> = new Set([
+  FrontendRequest.GET_FEATURES,
+  FrontendRequest.GET_PROTOCOL_FEATURES,
+  FrontendRequest.GET_QUEUE_NUM,
+  FrontendRequest.GET_MAX_MEM_SLOTS,
+  FrontendRequest.GET_CONFIG,
+  FrontendRequest.GET_STATUS,
+  FrontendRequest.GET_VRING_BASE,
+  FrontendRequest.GET_INFLIGHT_FD
+])
+
 /** The most messages that wait to be handled: those of 256 queues' start, and room beside them. */
 const MAX_INBOX = 4096
 
@@ -86,7 +102,7 @@ export const make = Effect.fnUntraced(function*(
   fd: number,
   { capacity, onEnd, settings, store }: FrontendOptions
 ): Effect.fn.Return<Frontend, Errno.EIO, Scope.Scope> {
-  const run = Effect.runForkWith(yield* Effect.context<never>())
+  const run = Effect.runForkWith(yield* Effect.context())
   const ended = yield* Deferred.make<ConnectionError>()
   const inbox = yield* Queue.unbounded<Received>()
   const end = (reason: ConnectionError) => {
@@ -116,7 +132,7 @@ export const make = Effect.fnUntraced(function*(
     Effect.gen(function*() {
       const fibers = queues.flatMap((queue) => queue.close())
       yield* Fiber.interruptAll(fibers)
-      for (const region of memory.regions) memory.release(region)
+      memory.close()
       inflight?.close()
       closeBackendChannel()
     })
@@ -164,7 +180,7 @@ export const make = Effect.fnUntraced(function*(
     fds: ReadonlyArray<number>
   ): Effect.fn.Return<void, Refusal> {
     for (const queue of queues) queue.pause()
-    yield* until((queue) => queue.inFlight === 0)
+    yield* until((queue) => queue.isIdle)
     for (const region of memory.regions) {
       memory.forget(region)
       memory.release(region)
@@ -187,7 +203,7 @@ export const make = Effect.fnUntraced(function*(
   const stop = (queue: DeviceQueue): Effect.Effect<number> =>
     Effect.suspend(() => {
       queue.pause()
-      return Effect.map(until((each) => each !== queue || queue.inFlight === 0), () => queue.stop())
+      return Effect.map(until((each) => each !== queue || queue.isIdle), () => queue.stop())
     })
 
   /** Goes back to how the device was at first; what the front-end shares stays mapped. */
@@ -380,6 +396,10 @@ export const make = Effect.fnUntraced(function*(
     const event = yield* only(fds)
     const errno = yield* attempt(() => Libc.checkWatchable(event))
     if (errno !== 0) return yield* new Refusal({ detail: `its descriptor is no event counter (errno ${errno})` })
+    // With its own end of the connection here, a front-end that dies would never be seen to go.
+    if (fstatSync(event).isSocket()) {
+      return yield* new Refusal({ detail: "its descriptor is a socket, no event counter" })
+    }
     // Neither a read nor a write of it may ever wait, whoever else uses it.
     yield* attempt(() => Libc.adopt(event))
     fds.shift()
@@ -404,6 +424,7 @@ export const make = Effect.fnUntraced(function*(
     const fds = [...message.fds]
     const asksAnswer = (flags & Message.FLAG_NEED_REPLY) !== 0
       && hasFeature(protocolFeatures, ProtocolFeature.REPLY_ACK)
+      && !questions.has(request)
     const handled = yield* handle(message, fds).pipe(
       Effect.result,
       Effect.ensuring(Effect.sync(() => fds.forEach(Libc.close)))

@@ -31,6 +31,7 @@ export const MAX_REGIONS = 509
 /** The memory of one front-end. */
 export class GuestMemory {
   readonly #regions: Array<Region> = []
+  readonly #forgotten = new Set<Region>()
   readonly #sealed: boolean
   #last: Region | undefined
 
@@ -87,12 +88,20 @@ export class GuestMemory {
   forget(region: Region): void {
     const at = this.#regions.indexOf(region)
     if (at >= 0) this.#regions.splice(at, 1)
+    this.#forgotten.add(region)
     this.#last = undefined
   }
 
   /** Detaches and unmaps what was forgotten. */
   release(region: Region): void {
+    this.#forgotten.delete(region)
     Libc.unmap(region.mapping)
+  }
+
+  /** Unmaps all there is, and what was forgotten and is not released. */
+  close(): void {
+    for (const region of this.regions) this.forget(region)
+    for (const region of Array.from(this.#forgotten)) this.release(region)
   }
 
   /** The regions there are. */
@@ -104,9 +113,14 @@ export class GuestMemory {
   atGuest(address: number, length: number): Region | undefined {
     const last = this.#last
     if (last !== undefined && holds(last.guestAddress, last.size, address, length)) return last
-    const found = this.#regions.find(({ guestAddress, size }) => holds(guestAddress, size, address, length))
-    if (found !== undefined) this.#last = found
-    return found
+    // Called for each descriptor: no closure.
+    for (const region of this.#regions) {
+      if (holds(region.guestAddress, region.size, address, length)) {
+        this.#last = region
+        return region
+      }
+    }
+    return undefined
   }
 
   /** The region that holds all of `length` bytes from a user address. */

@@ -71,7 +71,13 @@ export class InflightArea {
       return `${mmapSize} bytes from ${mmapOffset} end beyond the file's ${stat.size}`
     }
     const start = mmapOffset % stat.blksize
-    return new InflightArea(Libc.map(fd, mmapOffset - start, start + mmapSize), start, inflight)
+    try {
+      return new InflightArea(Libc.map(fd, mmapOffset - start, start + mmapSize), start, inflight)
+    } catch (error) {
+      // koffi throws an error of its own where V8 cannot have a view of that size.
+      if (error instanceof RangeError) return `it cannot be mapped: ${error.message}`
+      throw error
+    }
   }
 
   /** The part of a queue, or undefined for one that the area does not have. */
@@ -102,15 +108,17 @@ export class InflightQueue {
 
   /**
    * Takes up what a backend before has left: the requests to be executed again, oldest first. `usedIdx` is the ring's. An
-   * area that nobody used yet has none.
+   * area that nobody used yet, or in a form that is not known here, has none and is made ready.
    */
   recover(queueSize: number, usedIdx: number): ReadonlyArray<number> {
     const view = this.#view
     const size = Math.min(queueSize, this.#size)
     if (view.getUint16(VERSION_AT, true) !== VERSION) {
-      view.setUint16(VERSION_AT, VERSION, true)
+      for (let head = 0; head < this.#size; head++) view.setUint8(entryAt(head), 0)
       view.setUint16(SIZE_AT, this.#size, true)
       view.setUint16(USED_IDX_AT, usedIdx, true)
+      // Last, so that whoever finds it finds the rest made ready.
+      view.setUint16(VERSION_AT, VERSION, true)
       return []
     }
     if (view.getUint16(USED_IDX_AT, true) !== usedIdx) {
@@ -131,7 +139,7 @@ export class InflightQueue {
       left.push({ head, counter })
       this.#counter = Math.max(this.#counter, counter + 1)
     }
-    return left.sort((a, b) => a.counter - b.counter).map(({ head }) => head)
+    return left.toSorted((a, b) => a.counter - b.counter).map(({ head }) => head)
   }
 
   /** Notes a request that is about to be executed. */

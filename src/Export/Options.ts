@@ -112,8 +112,9 @@ export const check = (store: BlockStore, options: Options): Settings | Errno.EIN
   const refuse = (detail: string) => new Errno.EINVAL({ operation: "export", detail })
   const decoded = decode(options)
   if (Result.isFailure(decoded)) return refuse(decoded.failure.message)
-  const { fd, path, ...rest } = decoded.success
-  if ((path === undefined || path === "") === (fd === undefined)) return refuse("one of path and fd must be set")
+  const { fd, path: given, ...rest } = decoded.success
+  const path = given === "" ? undefined : given
+  if ((path === undefined) === (fd === undefined)) return refuse("one of path and fd must be set")
   if (path !== undefined && Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) {
     const detail = `a socket's path has at most ${MAX_SOCKET_PATH_BYTES} bytes`
     return new Errno.ENAMETOOLONG({ operation: "export", path, detail })

@@ -45,7 +45,7 @@ export class VirtualDisk {
   readonly #settings: Settings
   readonly #id: Uint8Array
   #writeback: boolean
-  #negotiated = 0n
+  #canFlush = false
 
   constructor(store: BlockStore, settings: Settings, capacity: number) {
     this.#store = store
@@ -72,12 +72,12 @@ export class VirtualDisk {
 
   /** Takes the features that the driver has chosen. */
   negotiate(features: bigint): void {
-    this.#negotiated = features
+    this.#canFlush = hasFeature(features, FeatureBit.FLUSH)
   }
 
   /** Goes back to how the device was at first. */
   reset(): void {
-    this.#negotiated = 0n
+    this.#canFlush = false
     this.#writeback = this.#settings.writeCache
   }
 
@@ -118,11 +118,9 @@ export class VirtualDisk {
     return undefined
   }
 
-  /** Whether a write is stable only after a flush (§5.2.6.2). */
+  /** Whether a write may be stable only after a flush (§5.2.6.2): where there are flushes, and nobody asked otherwise. */
   get #cachesWrites(): boolean {
-    return hasFeature(this.#negotiated, FeatureBit.CONFIG_WCE)
-      ? this.#writeback
-      : hasFeature(this.#negotiated, FeatureBit.FLUSH)
+    return this.#canFlush && this.#writeback
   }
 
   /** Does what a request asks for, or answers its status. */

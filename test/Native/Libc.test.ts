@@ -6,8 +6,9 @@
  */
 import { afterEach, beforeEach, describe, expect, it } from "@effect/vitest"
 import { execFileSync } from "node:child_process"
-import { constants, fstatSync, ftruncateSync, openSync, readSync, writeSync } from "node:fs"
+import { constants, fstatSync, ftruncateSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs"
 import * as Os from "node:os"
+import * as Path from "node:path"
 import * as Libc from "../../src/Native/Libc.ts"
 import { SyscallError } from "../../src/Native/SyscallError.ts"
 import { count, descriptors, isCloseOnExec, type Resources } from "../support/resources.ts"
@@ -90,6 +91,20 @@ describe("eventfd", () => {
     const fd = own(Libc.createEventFd())
     writeSync(fd, new BigUint64Array([2n ** 64n - 2n]))
     expect(Libc.signalEventFd(fd)).toBe(0)
+  })
+
+  it("a drain tells what can never be read from what is empty", () => {
+    const [left, right] = pair()
+    expect(Libc.drainEventFd(own(Libc.createEventFd()))).toBe(true)
+    expect(Libc.drainEventFd(left)).toBe(true)
+    Libc.send(right, Uint8Array.of(1), [])
+    expect(Libc.drainEventFd(left)).toBe(true)
+    toClose.splice(toClose.indexOf(right), 1)
+    Libc.close(right)
+    expect(Libc.drainEventFd(left)).toBe(false)
+    expect(Libc.drainEventFd(own(openSync("/dev/null", "r")))).toBe(false)
+    expect(Libc.drainEventFd(own(openSync("/dev/null", "w")))).toBe(false)
+    expect(Libc.drainEventFd(-1)).toBe(false)
   })
 
   it("a signal to what is no counter answers with the errno", () => {
@@ -198,6 +213,81 @@ describe("sockets", () => {
     expect(isCloseOnExec(fd)).toBe(true)
   })
 
+  it("takes connections at a path, oldest first, each close-on-exec and non-blocking", () => {
+    const folder = mkdtempSync(Path.join(Os.tmpdir(), "blkio-libc-"))
+    try {
+      const path = `${folder}/socket`
+      const listening = own(Libc.createUnixSocket())
+      const connecting = () => own(Libc.createUnixSocket())
+      expect(Libc.bindUnixSocket(listening, path)).toBe(0)
+      expect(Libc.bindUnixSocket(listening, `${path}2`)).toBe(errno.EINVAL)
+      expect(Libc.bindUnixSocket(connecting(), path)).toBe(errno.EADDRINUSE)
+      expect(Libc.connectUnixSocket(connecting(), path)).toBe(errno.ECONNREFUSED)
+      expect(refused(() => Libc.accept(listening))).toMatchObject({ syscall: "accept4", errno: errno.EINVAL })
+      Libc.listen(listening, 4)
+      expect(Libc.accept(listening)).toBe(-1)
+      for (const byte of [1, 2]) {
+        const client = connecting()
+        expect(Libc.connectUnixSocket(client, path)).toBe(0)
+        Libc.send(client, Uint8Array.of(byte), [])
+      }
+      for (const byte of [1, 2]) {
+        const connection = own(Libc.accept(listening))
+        expect(received(connection).bytes).toStrictEqual([byte])
+        expect(isCloseOnExec(connection)).toBe(true)
+        expect(Libc.receive(connection, 1)).toStrictEqual({ _tag: "Empty" })
+      }
+      expect(Libc.accept(listening)).toBe(-1)
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  })
+
+  it("tells a listener whose backlog is full", () => {
+    const folder = mkdtempSync(Path.join(Os.tmpdir(), "blkio-libc-"))
+    try {
+      const listening = own(Libc.createUnixSocket())
+      Libc.bindUnixSocket(listening, `${folder}/socket`)
+      Libc.listen(listening, 0)
+      const knock = () => Libc.connectUnixSocket(own(Libc.createUnixSocket()), `${folder}/socket`)
+      expect([knock(), knock()]).toStrictEqual([0, errno.EAGAIN])
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  })
+
+  it("makes no socket where there is no folder, and listens at none and on what is none", () => {
+    expect(Libc.bindUnixSocket(own(Libc.createUnixSocket()), "/nonexistent/socket")).toBe(errno.ENOENT)
+    expect(refused(() => Libc.listen(own(Libc.createUnixSocket()), 1))).toMatchObject({ syscall: "listen" })
+    expect(refused(() => Libc.listen(own(openSync("/dev/null", "r")), 1))).toMatchObject({ errno: errno.ENOTSOCK })
+    expect(refused(() => Libc.accept(-1))).toMatchObject({ syscall: "accept4", errno: errno.EBADF })
+  })
+
+  it("ends a connection for everybody who has it", () => {
+    const [left, right] = pair()
+    const other = own(Libc.duplicate(left))
+    Libc.shutdown(left)
+    for (const fd of [left, right, other]) {
+      expect(Libc.receive(fd, 1)).toStrictEqual({ _tag: "Data", bytes: new Uint8Array(0), fds: [] })
+    }
+    expect(refused(() => Libc.send(right, Uint8Array.of(1), []))).toMatchObject({ errno: errno.EPIPE })
+    // Neither is an error: it is over in every case.
+    Libc.shutdown(left)
+    Libc.shutdown(-1)
+  })
+
+  it("adopts a socket, and nothing else", () => {
+    const [left] = pair()
+    Libc.adoptSocket(left)
+    expect(isCloseOnExec(left)).toBe(true)
+    for (const fd of [openSync("/dev/null", "r"), Libc.createEventFd(), Libc.createMemoryFile("effect-blkio", 1)]) {
+      expect(refused(() => Libc.adoptSocket(own(fd)))).toMatchObject({ errno: errno.ENOTSOCK })
+    }
+    const closed = Libc.createUnixSocket()
+    Libc.close(closed)
+    for (const fd of [closed, -1]) expect(refused(() => Libc.adoptSocket(fd))).toMatchObject({ errno: errno.EBADF })
+  })
+
   it("adopts a descriptor as non-blocking and close-on-exec", () => {
     const fd = own(openSync("/dev/null", "r"))
     Libc.adopt(fd)
@@ -227,6 +317,16 @@ describe("memory", () => {
     expect(() => openSync(`/proc/self/fd/${fd}`, constants.O_RDWR | constants.O_TRUNC)).toThrow(/EPERM/)
     ftruncateSync(fd, 16_384)
     expect(fstatSync(fd).size).toBe(16_384)
+  })
+
+  it("is known as sealed, and a file, a memfd without seals and what is no file are not", () => {
+    expect(Libc.isSealedAgainstShrinking(own(Libc.createMemoryFile("effect-blkio", 1)))).toBe(true)
+    const shm = `/dev/shm/effect-blkio-${process.pid}`
+    const inShm = own(openSync(shm, "w+"))
+    rmSync(shm)
+    for (const fd of [inShm, own(openSync(import.meta.filename, "r")), own(Libc.createEventFd()), pair()[0], -1]) {
+      expect(Libc.isSealedAgainstShrinking(fd)).toBe(false)
+    }
   })
 
   it("is shared between two mappings of one file, from their offsets on", () => {
@@ -292,6 +392,25 @@ describe("memory", () => {
     expect(refused(() => Libc.map(-1, 0, 4096))).toMatchObject({ syscall: "mmap", errno: errno.EBADF })
     expect(refused(() => Libc.createMemoryFile("x".repeat(300), 1)).syscall).toBe("memfd_create")
     expect(refused(() => Libc.createMemoryFile("effect-blkio", -1))).toMatchObject({ syscall: "ftruncate" })
+  })
+})
+
+describe("checkWatchable", () => {
+  it("answers 0 for what the kernel can watch, and leaves nothing behind", () => {
+    const [left] = pair()
+    for (const fd of [left, own(Libc.createEventFd()), own(Libc.createUnixSocket())]) {
+      expect(Libc.checkWatchable(fd)).toBe(0)
+      // Again, and while it is watched for nobody.
+      expect(Libc.checkWatchable(fd)).toBe(0)
+    }
+  })
+
+  it("answers EPERM for files, folders and /dev/null, and EBADF for what is closed", () => {
+    for (const path of [import.meta.filename, import.meta.dirname, "/dev/null"]) {
+      expect(Libc.checkWatchable(own(openSync(path, "r")))).toBe(errno.EPERM)
+    }
+    expect(Libc.checkWatchable(own(Libc.createMemoryFile("effect-blkio", 1)))).toBe(errno.EPERM)
+    for (const fd of [-1, 1_000_000]) expect(Libc.checkWatchable(fd)).toBe(errno.EBADF)
   })
 })
 

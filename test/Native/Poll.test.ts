@@ -7,8 +7,9 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
 import { execFileSync } from "node:child_process"
-import { closeSync, openSync } from "node:fs"
+import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs"
 import * as Os from "node:os"
+import * as Path from "node:path"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import { live } from "../support/resources.ts"
@@ -122,6 +123,44 @@ describe("Poll", () => {
         fired++
       })
       yield* until(() => fired > 1)
+    }))
+
+  live("fires for each of many connections at a listening socket, until they are taken", () =>
+    Effect.gen(function*() {
+      const folder = yield* Effect.acquireRelease(
+        Effect.sync(() => mkdtempSync(Path.join(Os.tmpdir(), "blkio-poll-"))),
+        (path) => Effect.sync(() => rmSync(path, { recursive: true }))
+      )
+      const listening = yield* descriptor(Libc.createUnixSocket)
+      expect(Libc.bindUnixSocket(listening, `${folder}/socket`)).toBe(0)
+      Libc.listen(listening, 16)
+      const taken: Array<number> = []
+      yield* watched(listening, { readable: true }, () => taken.push(Libc.accept(listening)))
+      for (let i = 0; i < 10; i++) {
+        expect(Libc.connectUnixSocket(yield* descriptor(Libc.createUnixSocket), `${folder}/socket`)).toBe(0)
+      }
+      yield* until(() => taken.length === 10)
+      yield* turns
+      taken.forEach(Libc.close)
+      expect(taken).toHaveLength(10)
+      expect(taken).not.toContain(-1)
+    }))
+
+  live("takes a descriptor's number again after its close, for another file", () =>
+    Effect.gen(function*() {
+      const first = Libc.createEventFd()
+      Poll.watch(first, { readable: true }, () => {}).close()
+      Libc.close(first)
+      const second = yield* descriptor(Libc.createEventFd)
+      expect(second).toBe(first)
+      let fired = 0
+      yield* watched(second, { readable: true }, () => {
+        fired++
+      })
+      yield* turns
+      expect(fired).toBe(0)
+      Libc.signalEventFd(second)
+      yield* until(() => fired > 0)
     }))
 
   it("survives garbage collection though nobody keeps it", () => {
