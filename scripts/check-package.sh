@@ -44,7 +44,8 @@ install "$consumer" --ignore-scripts \
 
 cat >"$consumer/program.js" <<'EOF'
 import assert from "node:assert/strict"
-import { Errno } from "effect-blkio"
+import { Effect } from "effect"
+import { Embedded, Errno } from "effect-blkio"
 import manifest from "effect-blkio/package.json" with { type: "json" }
 
 const paths = Object.keys(manifest.exports).filter((path) => path !== "./package.json")
@@ -57,7 +58,15 @@ for (const path of paths) {
 const error = new Errno.EINVAL({ operation: "x", detail: "y" })
 assert.equal(error._tag, "EINVAL")
 assert.match(error.message, /x.*y/)
-console.log(`  Node ${process.version}: ${paths.length} entry points`)
+
+// The whole stack, with the thread that is started by its file's name.
+const roundTrip = Effect.scoped(Effect.gen(function*() {
+  const disk = yield* Embedded.memory({ capacity: 1 << 20 })
+  yield* disk.writeBytes(1000, new TextEncoder().encode("packed"))
+  return new TextDecoder().decode(yield* disk.readBytes(1000, 6))
+}))
+assert.equal(await Effect.runPromise(roundTrip), "packed")
+console.log(`  Node ${process.version}: ${paths.length} entry points, and an embedded disk`)
 EOF
 
 cat >"$consumer/consumer.ts" <<'EOF'
