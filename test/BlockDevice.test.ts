@@ -2,8 +2,8 @@
  * Goal: a block device takes any range of ordinary memory, splits what its device cannot take at once, uses no more memory
  * than it said, and whatever ends it (interruption, death, a missing feature) ends it with one typed error and leaves
  * nothing torn.
- * Method: a real daemon against a plain array (the seed is printed on failure); a daemon that is slow, or killed, for what
- * happens meanwhile; and a device in memory that answers in an order of choice, for what no daemon does on demand.
+ * Method: each backend against a plain array (the seed is printed on failure); one that is slow, or killed, for what happens
+ * meanwhile; and a device in memory that answers in an order of choice, for what no backend does on demand.
  */
 import { describe, expect } from "@effect/vitest"
 import { Effect, Exit, Fiber, Scope, Stream } from "effect"
@@ -12,11 +12,11 @@ import type { StoreError } from "../src/BlockStore/BlockStore.ts"
 import { copy } from "../src/BlockStore/Copy.ts"
 import { RequestType, Status } from "../src/Wire/VirtioBlk.ts"
 import { type BlockDevice, VirtioBlk } from "../src/index.ts"
-import { DiskImage } from "../src/testing/index.ts"
 import { expectBytes, pattern } from "./BlockStore/WatchedStore.ts"
 import { FakeConnection } from "./Driver/FakeConnection.ts"
-import { qsdIsHere } from "./integration/requirement.ts"
-import { imagePath, KiB, MiB, onDaemon, open, serve, serveRaw, slowDisk, withSeed } from "./support/daemon.ts"
+import { slow } from "./support/Backend.ts"
+import { forEachBackend, makeImage, serveRaw } from "./support/backends.ts"
+import { KiB, MiB, onDaemon, open, withSeed } from "./support/daemon.ts"
 import { count, leavesNothing, live } from "./support/resources.ts"
 
 type Disk = typeof BlockDevice.Service
@@ -31,18 +31,18 @@ const mappedBytes = (): number =>
     return from === undefined || to === undefined ? sum : sum + Number.parseInt(to, 16) - Number.parseInt(from, 16)
   }, 0)
 
-describe.skipIf(!qsdIsHere)("any range of a device", () => {
-  for (const logicalBlockSize of [512, 4 * KiB]) {
+forEachBackend("any range of a device", (backend) => {
+  for (const blockSize of [512, 4 * KiB]) {
     for (const kind of ["event", "poll"] as const) {
       onDaemon(
-        `is what an array holds: blocks of ${logicalBlockSize}, ${kind} queues`,
+        `is what an array holds: blocks of ${blockSize}, ${kind} queues`,
         () =>
           withSeed((random) =>
             Effect.gen(function*() {
               const CAPACITY = 2 * MiB
-              const { daemon, path } = yield* serveRaw(CAPACITY, { logicalBlockSize, numQueues: 2 })
+              const { image: { path }, socketPath } = yield* serveRaw(backend, CAPACITY, { blockSize, numQueues: 2 })
               const disk = yield* open(
-                daemon.socketPath,
+                socketPath,
                 kind === "poll" ? { numQueues: 0, numPollQueues: 2 } : {
                   numQueues: 2
                 }
@@ -82,7 +82,7 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
                   }
                   case 5: {
                     // Blocks, from and to several buffers: some the device reaches, some it does not, none aligned with the other.
-                    const block = logicalBlockSize
+                    const block = blockSize
                     const from = offset - offset % block
                     const blocks = Math.min(Math.floor((CAPACITY - from) / block), 1 + random(60))
                     if (blocks === 0) break
@@ -117,18 +117,18 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
               }
               expectBytes(yield* disk.readBytes(0, CAPACITY), model)
               yield* disk.flush
-              // The daemon is done with what was flushed; the file says the same.
+              // The backend is done with what was flushed; the file says the same.
               expectBytes(readFileSync(path), model)
             })
           )
       )
 
       onDaemon(
-        `is not torn by writers of the same block: blocks of ${logicalBlockSize}, ${kind} queues`,
+        `is not torn by writers of the same block: blocks of ${blockSize}, ${kind} queues`,
         () =>
           Effect.gen(function*() {
-            const { daemon } = yield* serveRaw(MiB, { logicalBlockSize, numQueues: 4 })
-            const disk = yield* open(daemon.socketPath, {
+            const { socketPath } = yield* serveRaw(backend, MiB, { blockSize, numQueues: 4 })
+            const disk = yield* open(socketPath, {
               queueSize: 32,
               ...(kind === "poll" ? { numQueues: 0, numPollQueues: 4 } : { numQueues: 4 })
             })
@@ -138,9 +138,9 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
               yield* Effect.forEach(writers, (name) =>
                 Effect.all([
                   disk.writeBytes(name * 12, new Uint8Array(12).fill(name + round)),
-                  disk.writeBytes(2 * logicalBlockSize - 50, new Uint8Array(100).fill(name + round))
+                  disk.writeBytes(2 * blockSize - 50, new Uint8Array(100).fill(name + round))
                 ], together), together)
-              const found = yield* disk.readBytes(0, 3 * logicalBlockSize)
+              const found = yield* disk.readBytes(0, 3 * blockSize)
               for (const name of writers) {
                 expectBytes(
                   found.subarray(name * 12, (name + 1) * 12),
@@ -148,7 +148,7 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
                   `${name}`
                 )
               }
-              const shared = found.subarray(2 * logicalBlockSize - 50, 2 * logicalBlockSize + 50)
+              const shared = found.subarray(2 * blockSize - 50, 2 * blockSize + 50)
               expect(new Set(shared).size).toBe(1)
               expect(writers).toContain(shared[0]! - round)
             }
@@ -161,11 +161,11 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
     "succeeds where it is empty, is EINVAL outside the disk, and EBADF to write where that is refused",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(MiB)
+        const { socketPath } = yield* serveRaw(backend, MiB)
         const errnoOf = (effect: Effect.Effect<unknown, StoreError>) =>
           Effect.map(Effect.flip(effect), ({ _tag }) => _tag)
         yield* Effect.scoped(Effect.gen(function*() {
-          const disk = yield* open(daemon.socketPath)
+          const disk = yield* open(socketPath)
           const bytes = new Uint8Array(512)
           for (const offset of [0, 13, MiB]) {
             yield* disk.writeBytes(offset, new Uint8Array(0))
@@ -183,7 +183,7 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
           }
           expect(yield* errnoOf(disk.read(0, []))).toBe("EINVAL")
         }))
-        const disk = yield* open(daemon.socketPath, { readOnly: true })
+        const disk = yield* open(socketPath, { readOnly: true })
         expect(disk.readOnly).toBe(true)
         expect((yield* disk.readBytes(1, 5)).length).toBe(5)
         yield* disk.flush
@@ -200,8 +200,8 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
     "is split at what the device takes: 40 MiB at once, 17 and 33 MiB of discards and zeroes",
     () =>
       Effect.gen(function*() {
-        const { daemon, path } = yield* serveRaw(64 * MiB, { numQueues: 2 })
-        const disk = yield* open(daemon.socketPath, { numQueues: 2 })
+        const { image, socketPath } = yield* serveRaw(backend, 64 * MiB, { numQueues: 2 })
+        const disk = yield* open(socketPath, { numQueues: 2 })
         const bytes = pattern(0, 40 * MiB)
         yield* disk.writeBytes(100, bytes)
         expectBytes(yield* disk.readBytes(100, 40 * MiB), bytes)
@@ -214,35 +214,33 @@ describe.skipIf(!qsdIsHere)("any range of a device", () => {
         yield* disk.discard(MiB, 17 * MiB)
         yield* disk.writeZeroes(20 * MiB, 33 * MiB)
         yield* disk.flush
-        yield* DiskImage.qemuIo(path, "raw", ["read -P 0 20M 33M", "read -P 0 1M 17M"], { inUse: true })
+        yield* backend.verify(image, [[20 * MiB, 33 * MiB, 0], [MiB, 17 * MiB, 0]])
         expectBytes(yield* disk.readBytes(18 * MiB, MiB), bytes.subarray(17 * MiB, 18 * MiB))
       })
   )
 
   onDaemon("is copied to another one, with its progress", () =>
     Effect.gen(function*() {
-      const [from, to] = [yield* imagePath("from.raw"), yield* imagePath("to.qcow2")]
-      yield* DiskImage.createRaw(from, 8 * MiB)
-      yield* DiskImage.createQcow2(to, 8 * MiB)
-      yield* DiskImage.qemuIo(from, "raw", ["write -P 7 1M 2M"])
-      const daemon = yield* serve({
-        exports: [{ image: { _tag: "raw", path: from }, writable: false }, { image: { _tag: "qcow2", path: to } }]
-      })
-      const source = yield* open(daemon.exports[0].socketPath, { readOnly: true })
-      const target = yield* open(daemon.exports[1]!.socketPath)
+      const from = yield* makeImage("raw", 8 * MiB)
+      const to = yield* makeImage(backend.formats.at(-1) ?? "raw", 8 * MiB)
+      yield* backend.fill(from, [[MiB, 2 * MiB, 7]])
+      const [source, target] = [
+        yield* open((yield* backend.serve(from, { readOnly: true })).socketPath, { readOnly: true }),
+        yield* open((yield* backend.serve(to)).socketPath)
+      ]
       const progress = yield* Stream.runCollect(copy(source, target))
       expect(progress.at(-1)).toStrictEqual({ copied: 8 * MiB, total: 8 * MiB, zeroes: 6 * MiB })
       expectBytes(yield* target.readBytes(0, 8 * MiB), yield* source.readBytes(0, 8 * MiB))
     }))
 })
 
-describe.skipIf(!qsdIsHere)("the memory of a device", () => {
+forEachBackend("the memory of a device", (backend) => {
   onDaemon(
     "is bounded, however much is in flight, and none is taken by buffers that the device reaches",
     () =>
       Effect.gen(function*() {
-        const { daemon } = yield* serveRaw(64 * MiB, { numQueues: 2 })
-        const disk = yield* open(daemon.socketPath, { numQueues: 2 })
+        const { socketPath } = yield* serveRaw(backend, 64 * MiB, { numQueues: 2 })
+        const disk = yield* open(socketPath, { numQueues: 2 })
         const region = yield* disk.allocate(MiB)
         const before = { ...count(), bytes: mappedBytes() }
         yield* disk.write(0, [region.bytes])
@@ -272,8 +270,8 @@ describe.skipIf(!qsdIsHere)("the memory of a device", () => {
 
   onDaemon("is asked for again where it could not be had the first time", () =>
     Effect.gen(function*() {
-      const { daemon } = yield* serveRaw(MiB)
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* serveRaw(backend, MiB)
+      const disk = yield* open(socketPath)
       const most = yield* disk.properties.get("max-mem-regions")
       const scope = yield* Scope.make()
       yield* Effect.forEach(Array.from({ length: most }), () => disk.allocate(4 * KiB)).pipe(Scope.provide(scope))
@@ -287,8 +285,8 @@ describe.skipIf(!qsdIsHere)("the memory of a device", () => {
     () =>
       withSeed((random) =>
         Effect.gen(function*() {
-          const { daemon } = yield* serveRaw(16 * MiB, { numQueues: 2 })
-          const disk = yield* open(daemon.socketPath, { numQueues: 2, queueSize: 8 })
+          const { socketPath } = yield* serveRaw(backend, 16 * MiB, { numQueues: 2 })
+          const disk = yield* open(socketPath, { numQueues: 2, queueSize: 8 })
           for (let round = 0; round < 60; round++) {
             const fibers = yield* Effect.forEach(Array.from({ length: 12 }), () =>
               Effect.forkChild(
@@ -313,11 +311,11 @@ describe.skipIf(!qsdIsHere)("the memory of a device", () => {
   )
 })
 
-describe.skipIf(!qsdIsHere)("a call that is interrupted", () => {
+forEachBackend("a call that is interrupted", (backend) => {
   onDaemon("lets go at once, of a read and of a write; the device's answer harms nobody", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(400)] })
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* backend.serve(slow(400))
+      const disk = yield* open(socketPath)
       const memory = new Uint8Array(4 * KiB).fill(0xee)
       const began = performance.now()
       for (const effect of [disk.read(0, [memory]), disk.write(0, [memory]), disk.writeBytes(512, memory)]) {
@@ -335,8 +333,8 @@ describe.skipIf(!qsdIsHere)("a call that is interrupted", () => {
 
   onDaemon("waits where the device has the caller's own buffer", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(300)] })
-      const disk = yield* open(daemon.socketPath)
+      const { socketPath } = yield* backend.serve(slow(300))
+      const disk = yield* open(socketPath)
       const region = yield* disk.allocate(4 * KiB)
       const fiber = yield* Effect.forkChild(disk.read(0, [region.bytes]), now)
       const began = performance.now()
@@ -346,8 +344,8 @@ describe.skipIf(!qsdIsHere)("a call that is interrupted", () => {
 
   onDaemon("gives its place in line up", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(300)] })
-      const disk = yield* open(daemon.socketPath, { queueSize: 2 })
+      const { socketPath } = yield* backend.serve(slow(300))
+      const disk = yield* open(socketPath, { queueSize: 2 })
       const fibers = yield* Effect.forEach(Array.from({ length: 40 }), () =>
         Effect.forkChild(disk.readBytes(0, 512), now))
       yield* Effect.sleep(50)
@@ -360,7 +358,7 @@ describe.skipIf(!qsdIsHere)("a call that is interrupted", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("a backend that dies", () => {
+forEachBackend("a backend that dies", (backend) => {
   // No discard and no flush: this disk answers them at once, having nothing to give back and nothing written.
   const uses: ReadonlyArray<readonly [string, (disk: Disk) => Effect.Effect<unknown, StoreError>]> = [
     ["readBytes", (disk) => disk.readBytes(1, 3 * MiB)],
@@ -378,8 +376,8 @@ describe.skipIf(!qsdIsHere)("a backend that dies", () => {
   ]
   onDaemon("ends every call with ENOTCONN, and those that come after", () =>
     Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(60_000)] })
-      const disk = yield* open(daemon.socketPath, { queueSize: 16 })
+      const served = yield* backend.serveApart(slow(60_000))
+      const disk = yield* open(served.socketPath, { queueSize: 16 })
       const fibers = yield* Effect.forEach(uses, ([name, use]) =>
         Effect.forkChild(Effect.map(Effect.flip(use(disk)), ({ _tag }) => [name, _tag] as const), now))
       // More than the pool holds.
@@ -392,7 +390,7 @@ describe.skipIf(!qsdIsHere)("a backend that dies", () => {
       expect(crowd.every((fiber) =>
         fiber.pollUnsafe() === undefined
       )).toBe(true)
-      yield* daemon.kill("SIGKILL")
+      yield* served.kill("SIGKILL")
       const wanted = uses.map(([name]) => [name, "ENOTCONN"])
       expect(
         yield* Effect.forEach(fibers, (fiber) => Fiber.join(fiber))
@@ -569,11 +567,11 @@ describe("a device in memory", () => {
     }))
 })
 
-describe.skipIf(!qsdIsHere)("what a device leaves behind", () => {
+forEachBackend("what a device leaves behind", (backend) => {
   onDaemon("is nothing, also where calls were given up", () =>
     leavesNothing(Effect.gen(function*() {
-      const daemon = yield* serve({ exports: [slowDisk(50)] })
-      const disk = yield* open(daemon.socketPath, { queueSize: 8 })
+      const { socketPath } = yield* backend.serve(slow(50))
+      const disk = yield* open(socketPath, { queueSize: 8 })
       const fibers = yield* Effect.forEach(Array.from({ length: 30 }), () =>
         Effect.forkChild(disk.readBytes(5, 300 * KiB), now))
       yield* Effect.sleep(20)
