@@ -32,9 +32,14 @@ const calls = {
   eventfd: bind("int eventfd(unsigned int initial, int flags)"),
   fcntl: bind("int fcntl(int fd, int command, int argument)"),
   ftruncate: bind("int ftruncate(int fd, int64_t length)"),
+  ioctl: bind("int ioctl(int fd, unsigned long request, void *argument)"),
+  ioctlNumber: bind("int ioctl(int fd, unsigned long request, intptr_t argument)"),
   listen: bind("int listen(int fd, int backlog)"),
   memfdCreate: bind("int memfd_create(const char *name, unsigned int flags)"),
   munmap: bind("int munmap(uintptr_t address, size_t length)"),
+  open: bind("int open(const char *path, int flags, int mode)"),
+  pread: bind("intptr_t pread(int fd, void *buffer, size_t length, int64_t offset)"),
+  pwrite: bind("intptr_t pwrite(int fd, const void *buffer, size_t length, int64_t offset)"),
   read: bind("intptr_t read(int fd, void *buffer, size_t length)"),
   recvmsg: bind("intptr_t recvmsg(int fd, void *message, int flags)"),
   sendmsg: bind("intptr_t sendmsg(int fd, const void *message, int flags)"),
@@ -410,6 +415,7 @@ const bindPooled = (definition: string): PooledCall => {
 
 const pooled = {
   fallocate: bindPooled("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
+  ioctl: bindPooled("int ioctl(int fd, unsigned long request, uintptr_t argument)"),
   lseek: bindPooled("int64_t lseek(int fd, int64_t offset, int whence)")
 }
 
@@ -444,3 +450,59 @@ export const alignedMemory = (length: number, alignment: number): Uint8Array<Arr
   const start = past === 0 ? 0 : alignment - past
   return memory.subarray(start, start + length)
 }
+
+/** Opens a device for reading and writing, close-on-exec. */
+export const openDevice = (path: string): number => {
+  const O_RDWR = 2
+  return check("open", calls.open(path, O_RDWR | O_CLOEXEC, 0))
+}
+
+/** What an ioctl is given: a number, or memory that it reads and writes. */
+export type IoctlArgument = number | Uint8Array
+
+/** Asks a device's driver for something (`man 2 ioctl`); answers what it returns. */
+export const ioctl = (fd: number, request: number, argument: IoctlArgument): number => {
+  if (typeof argument === "number") return check("ioctl", calls.ioctlNumber(fd, request, argument))
+  const memory = outsideHeap(argument)
+  const result = check("ioctl", calls.ioctl(fd, request, memory))
+  argument.set(memory)
+  return result
+}
+
+/** Does what {@link ioctl} does on the thread pool, for what may take long: a reset, the pinning of memory. */
+export const ioctlPooled = (
+  fd: number,
+  request: number,
+  argument: IoctlArgument,
+  done: (result: number, errno: number) => void
+): void => {
+  if (typeof argument === "number") return pooled.ioctl([fd, request, argument], done)
+  const memory = outsideHeap(argument)
+  pooled.ioctl([fd, request, Number(koffi.address(memory))], (result, errno) => {
+    argument.set(memory)
+    done(result, errno)
+  })
+}
+
+/** A copy that the garbage collector does not move. */
+const outsideHeap = (bytes: Uint8Array): Uint8Array<ArrayBuffer> => {
+  const memory = new Uint8Array(new ArrayBuffer(bytes.length))
+  memory.set(bytes)
+  return memory
+}
+
+/** Reads from a position of a device, at most `bytes.length` bytes by one call; answers how many. */
+export const readAt = (fd: number, bytes: Uint8Array, position: number): number => {
+  const memory = outsideHeap(bytes)
+  const count = check("pread", calls.pread(fd, memory, memory.length, position))
+  bytes.set(memory.subarray(0, count))
+  return count
+}
+
+/** Writes to a position of a device by one call; answers how many bytes it took. */
+export const writeAt = (fd: number, bytes: Uint8Array, position: number): number =>
+  check("pwrite", calls.pwrite(fd, outsideHeap(bytes), bytes.length, position))
+
+/** Writes to a device by one call; answers how many bytes it took. */
+export const write = (fd: number, bytes: Uint8Array): number =>
+  check("write", calls.write(fd, outsideHeap(bytes), bytes.length))

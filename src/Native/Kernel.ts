@@ -1,0 +1,49 @@
+/**
+ * The system calls by which a device of the kernel is driven: vhost-vdpa's character device, VFIO's groups, containers and
+ * devices.
+ *
+ * A service with a default, so that a test can put a simulated kernel in its place and have any call fail in any way. Calls
+ * throw {@link SyscallError}.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Libc from "./Libc.ts"
+
+/** The calls. */
+export interface KernelCalls {
+  /** Opens a device for reading and writing. */
+  readonly open: (path: string) => number
+  readonly close: (fd: number) => void
+  /** Asks a driver for something at once; what it changes is in `argument` afterwards. Answers what it returns. */
+  readonly ioctl: (fd: number, request: number, argument: Libc.IoctlArgument) => number
+  /** The same on the thread pool, for what may take long. Answers what it returns (negative where it failed) and the errno. */
+  readonly ioctlPooled: (
+    fd: number,
+    request: number,
+    argument: Libc.IoctlArgument,
+    done: (result: number, errno: number) => void
+  ) => void
+  /** Reads at a position by one call of exactly this width; answers how many bytes came. */
+  readonly readAt: (fd: number, bytes: Uint8Array, position: number) => number
+  /** Writes at a position by one call of exactly this width; answers how many bytes went. */
+  readonly writeAt: (fd: number, bytes: Uint8Array, position: number) => number
+  readonly write: (fd: number, bytes: Uint8Array) => number
+  readonly map: (fd: number, offset: number, length: number) => Libc.Mapping
+  readonly unmap: (mapping: Libc.Mapping) => void
+}
+
+/** The kernel. */
+export const Kernel = Context.Reference<KernelCalls>("effect-blkio/Native/Kernel", {
+  defaultValue: () => ({
+    open: Libc.openDevice,
+    close: Libc.close,
+    ioctl: Libc.ioctl,
+    ioctlPooled: Libc.ioctlPooled,
+    readAt: Libc.readAt,
+    writeAt: Libc.writeAt,
+    write: Libc.write,
+    map: Libc.map,
+    unmap: Libc.unmap
+  })
+})
