@@ -25,7 +25,8 @@ const WANTED_FEATURES = featureMask(
   FeatureBit.WRITE_ZEROES,
   FeatureBit.INDIRECT_DESC,
   FeatureBit.EVENT_IDX,
-  FeatureBit.VERSION_1
+  FeatureBit.VERSION_1,
+  FeatureBit.RING_PACKED
 )
 
 /** The largest power of two that the property request-alignment can be. */

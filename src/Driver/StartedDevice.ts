@@ -20,10 +20,12 @@ import { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
 import type { DeviceProperties } from "../Properties/Properties.ts"
 import type { PropertyState } from "../Properties/PropertyState.ts"
+import type { RingKind, RingOptions } from "../Queue/DriverRing.ts"
 import * as IoQueue from "../Queue/IoQueue.ts"
+import { PackedRing } from "../Queue/PackedRing.ts"
 import { type DeviceFailure, QueueEngine, type Waiting } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
-import { ringBytes, type RingOptions, SplitRing } from "../Queue/SplitRing.ts"
+import { SplitRing } from "../Queue/SplitRing.ts"
 import type { Connection, ConnectionError } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
 import { checkConfig, rulesOf } from "./Configuration.ts"
@@ -47,7 +49,7 @@ export interface ConfigChange {
  * @category errors
  * @since 0.1.0
  */
-export type MapError = Errno.EINVAL | Errno.EEXIST | Errno.ENOSPC | Errno.EIO | DeviceFailure
+export type MapError = Errno.EINVAL | Errno.EEXIST | Errno.ENOMEM | Errno.ENOSPC | Errno.EIO | DeviceFailure
 
 /**
  * What reading a device's configuration may fail with.
@@ -109,7 +111,7 @@ export interface StartOptions {
 }
 
 /** What starting a device's queues may fail with, once its settings were checked. */
-export type StartDeviceError = MemoryRegion.MemoryError | ConnectionError
+export type StartDeviceError = MemoryRegion.MemoryError | Errno.ENOSPC | ConnectionError
 
 /** How often within `deviceTimeout` the watchdog looks. */
 const WATCHDOG_LOOKS = 4
@@ -131,12 +133,13 @@ export const start = Effect.fnUntraced(function*(
     indirect: hasFeature(features, FeatureBit.INDIRECT_DESC),
     eventIdx: hasFeature(features, FeatureBit.EVENT_IDX)
   }
-  const bytesOfRing = ringBytes(ringOptions)
+  const Ring: RingKind = hasFeature(features, FeatureBit.RING_PACKED) ? PackedRing : SplitRing
+  const bytesOfRing = Ring.bytes(ringOptions)
   const memory = yield* MemoryRegion.allocate(bytesOfRing * (eventQueues + pollQueues))
   const address = yield* Effect.acquireRelease(connection.map(memory), () => connection.unmap(memory))
   const rings = Array.from(
     { length: eventQueues + pollQueues },
-    (_, i) => new SplitRing(ringOptions, { buffer: memory.bytes.buffer, offset: i * bytesOfRing, address })
+    (_, i) => new Ring(ringOptions, { buffer: memory.bytes.buffer, offset: i * bytesOfRing, address })
   )
   // Also where the start does not end well: the device lets go of the rings before their memory goes.
   yield* Effect.addFinalizer(() => connection.stop)

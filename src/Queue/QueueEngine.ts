@@ -23,9 +23,9 @@ import type { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as Libc from "../Native/Libc.ts"
 import * as Poll from "../Native/Poll.ts"
 import { RequestType, SECTOR_BYTES, Status, WRITE_ZEROES_UNMAP } from "../Wire/VirtioBlk.ts"
+import { type DriverRing, slotOf, statusOf } from "./DriverRing.ts"
 import { look, LookAgain } from "./LookAgain.ts"
 import * as Request from "./Request.ts"
-import { slotOf, type SplitRing, statusOf } from "./SplitRing.ts"
 
 /**
  * How a queue waits for completions: asleep until the device signals, looking at the ring all the time, or looking for a
@@ -73,7 +73,7 @@ export interface Waiter {
 export interface EngineOptions {
   readonly index: number
   readonly waiting: Waiting
-  readonly ring: SplitRing
+  readonly ring: DriverRing
   readonly rules: Request.DeviceRules
   readonly memory: AddressSpace
   /** Notifies the device; answers 0 or an errno. */
@@ -103,7 +103,7 @@ export class QueueEngine {
   /** The errno of the last notification if it failed, else 0. */
   notifyErrno = 0
 
-  readonly #ring: SplitRing
+  readonly #ring: DriverRing
   readonly #memory: AddressSpace
   readonly #notify: () => number
   readonly #onFault: (failure: Errno.EPROTO) => void

@@ -43,6 +43,12 @@ const MAX_QUEUES = 256
 /** More slots than this are none in practice, and the count stays a number of 32 bits. */
 const MAX_REGIONS = 2 ** 31 - 1
 
+/**
+ * What is hidden from the driver where the backend offers it: a packed ring's base (SET_VRING_BASE) has wrap counters in it,
+ * and no backend has shown yet that it takes them.
+ */
+const HIDDEN_FEATURES = featureMask(FeatureBit.RING_PACKED)
+
 const WANTED_PROTOCOL_FEATURES = featureMask(
   ProtocolFeature.MQ,
   ProtocolFeature.REPLY_ACK,
@@ -69,7 +75,7 @@ export const make = Effect.fnUntraced(function*(
   const unsupported = (detail: string) => new Errno.ENOTSUP({ operation: "vhost-user", detail })
 
   yield* tell(FrontendRequest.SET_OWNER)
-  const features = yield* askU64(FrontendRequest.GET_FEATURES)
+  const features = (yield* askU64(FrontendRequest.GET_FEATURES)) & ~HIDDEN_FEATURES
   if (!hasFeature(features, FeatureBit.PROTOCOL_FEATURES)) {
     return yield* unsupported("the backend offers no protocol features (bit 30), so its configuration cannot be read")
   }

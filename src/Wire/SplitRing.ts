@@ -161,7 +161,24 @@ export interface Layout {
  */
 const CACHE_LINE_BYTES = 64
 
-const alignUp = (bytes: number): number => Math.ceil(bytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+/**
+ * Rounds a number of bytes up to whole cache lines.
+ *
+ * @since 0.1.0
+ * @category layout
+ */
+export const alignUp = (bytes: number): number => Math.ceil(bytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+
+/**
+ * Throws a `WireError` unless `queueSize` is a power of two from 1 to 32768.
+ *
+ * @since 0.1.0
+ * @category layout
+ */
+export const checkQueueSize = (queueSize: number): void => {
+  if (isPowerOfTwo(queueSize) && queueSize <= MAX_QUEUE_SIZE) return
+  throw new WireError(`queue size ${queueSize}: must be a power of two from 1 to ${MAX_QUEUE_SIZE}`)
+}
 
 /**
  * Lays out a ring of `queueSize` entries, each part on cache lines of its own, when the ring starts on one.
@@ -172,9 +189,7 @@ const alignUp = (bytes: number): number => Math.ceil(bytes / CACHE_LINE_BYTES) *
  * @category layout
  */
 export const layout = (queueSize: number): Layout => {
-  if (!isPowerOfTwo(queueSize) || queueSize > MAX_QUEUE_SIZE) {
-    throw new WireError(`queue size ${queueSize}: must be a power of two from 1 to ${MAX_QUEUE_SIZE}`)
-  }
+  checkQueueSize(queueSize)
   const descriptors = 0
   const avail = alignUp(descriptors + DESCRIPTOR_BYTES * queueSize)
   const used = alignUp(avail + availUsedEvent(queueSize) + 2)

@@ -9,7 +9,7 @@ import * as Errno from "../../src/Errno.ts"
 import type { MemoryRegion } from "../../src/Memory/MemoryRegion.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import type { Connection, ConnectionError, QueueAddresses, Recipe } from "../../src/Transport/Transport.ts"
-import { encodeConfig, FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
+import { encodeConfig, FeatureBit, featureMask, hasFeature } from "../../src/Wire/VirtioBlk.ts"
 import { config, type Feature, usualFeatures } from "../Properties/facts.ts"
 import { FakeDevice } from "../support/FakeDevice.ts"
 
@@ -86,6 +86,7 @@ export class FakeConnection {
     const [ring] = this.queues
     return new FakeDevice({
       ring: ring!,
+      packed: hasFeature(this.negotiated, FeatureBit.RING_PACKED),
       memory,
       indirect: true,
       eventIdx: true,

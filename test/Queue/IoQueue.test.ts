@@ -1,7 +1,7 @@
 /**
- * Goal: whatever a queue is asked, it answers each request exactly once and never hangs: in every way of waiting, in both
- * ring modes, with and without EVENT_IDX, when the ring is full, when the caller leaves, and when the device is wrong,
- * silent or gone.
+ * Goal: whatever a queue is asked, it answers each request exactly once and never hangs: in every way of waiting, on both
+ * layouts of rings, with and without INDIRECT and EVENT_IDX, when the ring is full, when the caller leaves, and when the
+ * device is wrong, silent or gone.
  * Method: a queue in front of a fake device that works inside the notification, a turn later, or by hand, and signals through
  * a real eventfd. A lost wake-up shows as a test that never ends, so no test measures time. What is bounded is counted.
  */
@@ -12,7 +12,8 @@ import * as Errno from "../../src/Errno.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type FakeQueue, make, type QueueOptions, random } from "../support/FakeDevice.ts"
+import { type FakeQueue, make, type QueueOptions } from "../support/FakeDevice.ts"
+import { random } from "../support/random.ts"
 
 const { FUA, NO_UNMAP } = IoQueue.RequestFlag
 const { FLUSH, IN, OUT } = { IN: 0, OUT: 1, FLUSH: 4 }
@@ -48,12 +49,15 @@ const flush: IoQueue.Flush = { _tag: "flush" }
 const gone = () => new Errno.ENOTCONN({ operation: "wait", detail: "the backend is gone" })
 
 const waitings = ["event", "poll", "adaptive"] as const
-const rings = [true, false].flatMap((indirect) => [true, false].map((eventIdx) => ({ indirect, eventIdx })))
+const both = [true, false]
+const rings = both.flatMap((packed) =>
+  both.flatMap((indirect) => both.map((eventIdx) => ({ packed, indirect, eventIdx })))
+)
 const policies = waitings.flatMap((waiting) => rings.map((ring) => ({ ...ring, waiting })))
 const matrix = policies.flatMap((policy) =>
   (["at once", "next turn"] as const).map((working) => ({ ...policy, working }))
 )
-const titled = (text: string) => `${text} ($waiting, indirect: $indirect, eventIdx: $eventIdx)`
+const titled = (text: string) => `${text} ($waiting, packed: $packed, indirect: $indirect, eventIdx: $eventIdx)`
 
 describe("request and answer", () => {
   it.live.each(matrix)(
@@ -487,7 +491,7 @@ describe("FUA", () => {
   )
 
   it.live.each(rings)(
-    "is not answered before its flush is (indirect: $indirect, eventIdx: $eventIdx)",
+    "is not answered before its flush is (packed: $packed, indirect: $indirect, eventIdx: $eventIdx)",
     (ring) =>
       using({ ...ring, working: "by hand" }, (fake) =>
         Effect.gen(function*() {
@@ -870,7 +874,13 @@ describe("process", () => {
 })
 
 describe("a device that breaks the protocol", () => {
-  const mischiefs = ["id out of range", "id not in flight", "repeated id", "used.idx ahead", "length too long"] as const
+  const mischiefs = [
+    "id out of range",
+    "id not in flight",
+    "repeated id",
+    "more used than available",
+    "length too long"
+  ] as const
   const cases = mischiefs.flatMap((mischief) => policies.map((policy) => ({ ...policy, mischief })))
 
   it.live.each(cases)(

@@ -533,6 +533,15 @@ describe("the conversation", () => {
       )
     }))
 
+  live("hides RING_PACKED, whose rings it could not hand over", () =>
+    Effect.gen(function*() {
+      const offered = featureMask(FeatureBit.VERSION_1, FeatureBit.PROTOCOL_FEATURES)
+      const { backend, connection } = yield* connected({ features: offered | featureMask(FeatureBit.RING_PACKED) })
+      expect(connection.features).toBe(offered)
+      yield* connection.negotiate(featureMask(FeatureBit.VERSION_1, FeatureBit.RING_PACKED))
+      expect(Message.decodeU64(backend.named("SET_FEATURES")[0]!.payload)).toBe(offered)
+    }))
+
   live("ENOTSUP where FEATURES_OK reads back as 0", () =>
     Effect.gen(function*() {
       const { connection } = yield* connected({ acceptsFeatures: false })

@@ -1,6 +1,6 @@
 /**
- * The device's side of a split virtqueue with a virtio-blk disk behind it, written from virtio 1.2 (§2.7, §5.2.6) and not
- * from `src/Queue`, so that the two check each other.
+ * A virtio-blk disk (virtio 1.2 §5.2.6) behind the device's side of a virtqueue ({@link DeviceRing}), written from the
+ * specification and not from `src/Queue`, so that the two check each other.
  *
  * It keeps what a driver must not rely on to itself, notes each rule the driver breaks in {@link FakeDevice.violations},
  * answers in an order of choice, and breaks the protocol on demand ({@link Mischief}). {@link make} puts a queue in front of
@@ -12,30 +12,17 @@ import * as Errno from "../../src/Errno.ts"
 import { AddressSpace } from "../../src/Memory/AddressSpace.ts"
 import type { MemoryRegion } from "../../src/Memory/MemoryRegion.ts"
 import * as Libc from "../../src/Native/Libc.ts"
+import type { DriverRing, RingOptions } from "../../src/Queue/DriverRing.ts"
 import * as IoQueue from "../../src/Queue/IoQueue.ts"
+import { PackedRing } from "../../src/Queue/PackedRing.ts"
 import { QueueEngine, type Waiting } from "../../src/Queue/QueueEngine.ts"
 import type { DeviceRules } from "../../src/Queue/Request.ts"
-import { ringBytes, type RingOptions, SplitRing } from "../../src/Queue/SplitRing.ts"
-import {
-  AVAIL_FLAGS,
-  AVAIL_IDX,
-  AVAIL_NO_INTERRUPT,
-  AVAIL_RING,
-  availUsedEvent,
-  DescriptorFlag,
-  USED_FLAGS,
-  USED_IDX,
-  USED_NO_NOTIFY,
-  USED_RING,
-  usedAvailEvent
-} from "../../src/Wire/SplitRing.ts"
+import { SplitRing } from "../../src/Queue/SplitRing.ts"
 import { RequestType, SECTOR_BYTES, Status } from "../../src/Wire/VirtioBlk.ts"
-
-/** Memory the device may access, and at which address. */
-interface Shared {
-  readonly buffer: ArrayBuffer
-  readonly address: number
-}
+import { type Chain, DeviceMemory, type DeviceRing, type DeviceRingOptions, type Shared } from "./DeviceRing.ts"
+import { PackedDeviceRing } from "./PackedDeviceRing.ts"
+import { SplitDeviceRing } from "./SplitDeviceRing.ts"
+import { random } from "./random.ts"
 
 interface Segment {
   readonly address: number
@@ -44,6 +31,7 @@ interface Segment {
 
 /** A request as the device found it. */
 export interface DeviceRequest {
+  /** How the driver knows it: its head in a split ring, its buffer id in a packed one. */
   readonly head: number
   readonly type: number
   readonly sector: number
@@ -61,7 +49,7 @@ export type Mischief =
   | "id out of range"
   | "id not in flight"
   | "repeated id"
-  | "used.idx ahead"
+  | "more used than available"
   | "length too long"
   | "no status"
   | "garbage status"
@@ -71,7 +59,9 @@ export type Mischief =
 export type Order = "fifo" | "reversed" | { readonly seed: number }
 
 export interface DeviceOptions {
-  readonly ring: Pick<SplitRing, "descriptors" | "avail" | "used" | "queueSize">
+  readonly ring: DeviceRingOptions["ring"]
+  /** RING_PACKED was negotiated. */
+  readonly packed: boolean
   readonly memory: ReadonlyArray<Shared>
   readonly indirect: boolean
   readonly eventIdx: boolean
@@ -81,16 +71,6 @@ export interface DeviceOptions {
   readonly signal: () => void
   readonly order?: Order
 }
-
-/** Numbers from 0 up to before `limit`, the same for the same seed (mulberry32). */
-export const random = (seed: number) => (limit: number): number => {
-  seed = seed + 0x6d2b79f5 | 0
-  let mixed = Math.imul(seed ^ seed >>> 15, 1 | seed)
-  mixed = mixed + Math.imul(mixed ^ mixed >>> 7, 61 | mixed) ^ mixed
-  return Math.floor(((mixed ^ mixed >>> 14) >>> 0) / 2 ** 32 * limit)
-}
-
-const u16 = (n: number): number => n & 0xffff
 
 export class FakeDevice {
   /** Rules the driver broke. */
@@ -108,67 +88,57 @@ export class FakeDevice {
 
   readonly disk: Uint8Array
   readonly #options: DeviceOptions
+  readonly #memory: DeviceMemory
+  readonly #ring: DeviceRing
   readonly #random: (limit: number) => number
-  #takenIdx = 0
-  #usedIdx = 0
   #descriptorsHeld = 0
   readonly #heads = new Set<number>()
-  #asksNotifications = true
 
   constructor(options: DeviceOptions) {
+    const { eventIdx, indirect, packed, ring } = options
     this.#options = options
     this.disk = options.disk
     this.order = options.order ?? "fifo"
     this.#random = random(typeof this.order === "object" ? this.order.seed : 1)
+    this.#memory = new DeviceMemory(options.memory)
+    const violation = (text: string) => this.#violation(text)
+    const sideOptions = { ring, memory: this.#memory, indirect, eventIdx, violation }
+    this.#ring = packed ? new PackedDeviceRing(sideOptions) : new SplitDeviceRing(sideOptions)
   }
 
   /** Asks the driver for notifications, as at the start, or asks for none. */
   askNotifications(asks: boolean): void {
-    this.#asksNotifications = asks
-    const { eventIdx, ring } = this.#options
-    if (!eventIdx) this.#store(ring.used + USED_FLAGS, asks ? 0 : USED_NO_NOTIFY)
-    else if (asks) this.#store(ring.used + usedAvailEvent(ring.queueSize), this.#takenIdx)
+    this.#ring.askNotifications(asks)
   }
 
   /** Takes what the driver made available (§2.7.14), and holds it. Answers how many requests that were. */
   take(): number {
-    const { eventIdx, ring } = this.#options
+    const { queueSize } = this.#options.ring
     let count = 0
-    for (;;) {
-      const ahead = u16(this.#load(ring.avail + AVAIL_IDX) - this.#takenIdx)
-      if (ahead > ring.queueSize) this.#violation(`avail.idx runs ${ahead} ahead`)
-      for (let i = 0; i < ahead; i++) {
-        const entry = ring.avail + AVAIL_RING + 2 * (this.#takenIdx % ring.queueSize)
-        const request = this.#request(this.#view(entry, 2).getUint16(0, true))
-        this.#takenIdx = u16(this.#takenIdx + 1)
+    do {
+      for (let chain = this.#ring.next(); chain !== undefined; chain = this.#ring.next()) {
+        const request = this.#request(chain)
         this.held.push(request)
         this.taken.push(request)
         this.#descriptorsHeld += request.descriptors
-        if (this.#descriptorsHeld > ring.queueSize) {
-          this.#violation(`${this.#descriptorsHeld} descriptors in flight in a ring of ${ring.queueSize}`)
+        if (this.#descriptorsHeld > queueSize) {
+          this.#violation(`${this.#descriptorsHeld} descriptors in flight in a ring of ${queueSize}`)
         }
+        count++
       }
-      count += ahead
-      if (!eventIdx || !this.#asksNotifications) return count
-      // Ask first, then look again: what comes in between is not announced (§2.7.10).
-      this.#store(ring.used + usedAvailEvent(ring.queueSize), this.#takenIdx)
-      if (this.#load(ring.avail + AVAIL_IDX) === this.#takenIdx) return count
-    }
+    } while (this.#ring.askForNext())
+    return count
   }
 
   /** Answers up to `limit` of the requests held, and signals the driver where it asked for that. */
   answer(limit = Infinity): number {
     if (this.mischief === "silent") return 0
-    const before = this.#usedIdx
     let count = 0
     while (this.held.length > 0 && count < limit) {
-      const request = this.#next()
-      this.#descriptorsHeld -= request.descriptors
-      this.#heads.delete(request.head)
-      this.#end(request)
+      this.#end(this.#next())
       count++
     }
-    this.#publish(before)
+    this.#publish()
     return count
   }
 
@@ -177,78 +147,64 @@ export class FakeDevice {
     while (this.take() > 0 || this.held.length > 0) if (this.answer() === 0) return
   }
 
-  /** Writes an entry of the used ring (§2.7.8) that may be anything, and publishes it. */
-  forge(id: number, length: number, advance = 1): void {
-    const before = this.#usedIdx
-    this.#use(id, length)
-    this.#usedIdx = u16(before + advance)
-    this.#publish(before)
+  /** Writes an answer that may be anything, and publishes it. */
+  forge(id: number, length: number): void {
+    this.#ring.use(id, length, 1)
+    this.#publish()
   }
 
   #next(): DeviceRequest {
     const { held, order } = this
     const at = order === "fifo" ? 0 : order === "reversed" ? held.length - 1 : this.#random(held.length)
-    return held.splice(at, 1)[0]!
+    const request = held.splice(at, 1)[0]!
+    this.#descriptorsHeld -= request.descriptors
+    this.#heads.delete(request.head)
+    return request
   }
 
-  /** Executes a request and puts it into the used ring, or does what {@link mischief} says. */
+  /** Executes a request and answers it, or does what {@link mischief} says. */
   #end(request: DeviceRequest): void {
     const { queueSize } = this.#options.ring
     const { mischief } = this
+    const { descriptors, head } = request
     this.mischief = undefined
     if (mischief !== "no status") {
       const status = mischief === "garbage status" ? 0x77 : this.status(request) ?? this.#execute(request)
-      this.#view(request.statusAddress, 1).setUint8(0, status)
+      this.#memory.view(request.statusAddress, 1).setUint8(0, status)
     }
     const read = request.type === RequestType.IN ? lengthOf(request) : 0
     switch (mischief) {
       case "id out of range":
-        return this.#use(queueSize, 1)
+        return this.#ring.use(queueSize, 1, descriptors)
       case "id not in flight": {
         const busy = new Set([request, ...this.held].map(({ head }) => head))
         const free = Array.from({ length: queueSize }, (_, id) => id).find((id) => !busy.has(id))
-        return this.#use(free ?? queueSize, 1)
+        return this.#ring.use(free ?? queueSize, 1, descriptors)
       }
       case "repeated id":
-        this.#use(request.head, read + 1)
-        return this.#use(request.head, read + 1)
-      case "used.idx ahead":
-        this.#use(request.head, read + 1)
-        this.#usedIdx = u16(this.#usedIdx + queueSize)
-        return
+        this.#ring.use(head, read + 1, descriptors)
+        return this.#ring.use(head, read + 1, descriptors)
+      case "more used than available":
+        this.#ring.use(head, read + 1, descriptors)
+        while (this.held.length > 0) this.#end(this.#next())
+        return this.#ring.runAhead()
       case "length too long":
-        return this.#use(request.head, read + 2)
+        return this.#ring.use(head, read + 2, descriptors)
       default:
-        return this.#use(request.head, read + 1)
+        return this.#ring.use(head, read + 1, descriptors)
     }
   }
 
-  #use(id: number, length: number): void {
-    const { ring } = this.#options
-    const entry = this.#view(ring.used + USED_RING + 8 * (this.#usedIdx % ring.queueSize), 8)
-    entry.setUint32(0, id, true)
-    entry.setUint32(4, length, true)
-    this.#usedIdx = u16(this.#usedIdx + 1)
-  }
-
-  /** Shows the used entries since `before`, and signals where the driver asked for it (§2.7.7). */
-  #publish(before: number): void {
-    if (this.#usedIdx === before) return
-    const { eventIdx, ring, signal } = this.#options
-    this.#store(ring.used + USED_IDX, this.#usedIdx)
-    const event = this.#load(ring.avail + availUsedEvent(ring.queueSize))
-    const isAsked = eventIdx
-      ? u16(event - before) < u16(this.#usedIdx - before)
-      : (this.#load(ring.avail + AVAIL_FLAGS) & AVAIL_NO_INTERRUPT) === 0
-    if (!isAsked) return
+  #publish(): void {
+    if (!this.#ring.publish()) return
     this.signals++
-    signal()
+    this.#options.signal()
   }
 
   #execute(request: DeviceRequest): number {
     const { disk } = this
     const { range, sector, type } = request
-    const data = request.segments.map(({ address, length }) => bytesOf(this.#view(address, length)))
+    const data = request.segments.map(({ address, length }) => bytesOf(this.#memory.view(address, length)))
     let at = sector * SECTOR_BYTES
     const end = range === undefined
       ? at + (type === RequestType.FLUSH ? 0 : lengthOf(request))
@@ -278,40 +234,23 @@ export class FakeDevice {
     }
   }
 
-  /** Follows a chain (§2.7.5) and checks what the driver promised of it. */
-  #request(head: number): DeviceRequest {
-    const { indirect, maxSegments, ring } = this.#options
-    if (head >= ring.queueSize) throw new Error(`head ${head} of a ring of ${ring.queueSize}`)
+  /** Checks what the driver promised of a request. */
+  #request({ descriptors, elements: chain, id: head }: Chain): DeviceRequest {
     if (this.#heads.has(head)) this.#violation(`head ${head} is in flight already`)
     this.#heads.add(head)
-    const first = this.#descriptor(ring.descriptors, head)
-    const isIndirect = (first.flags & DescriptorFlag.INDIRECT) !== 0
-    if (isIndirect && !indirect) this.#violation(`head ${head}: INDIRECT was not negotiated`)
-    if (isIndirect && (first.flags & (DescriptorFlag.NEXT | DescriptorFlag.WRITE)) !== 0) {
-      this.#violation(`head ${head}: INDIRECT beside flags ${first.flags}`)
-    }
-    if (isIndirect && (first.length === 0 || first.length % 16 !== 0)) {
-      this.#violation(`head ${head}: a table of ${first.length} bytes`)
-    }
-    const chain = isIndirect
-      ? this.#chain(first.address, 0, first.length / 16)
-      : this.#chain(ring.descriptors, head, ring.queueSize)
-    if (chain.length > maxSegments + 2) this.#violation(`head ${head}: ${chain.length - 2} segments`)
+    if (chain.length > this.#options.maxSegments + 2) this.#violation(`head ${head}: ${chain.length - 2} segments`)
     let wasWritable = false
-    for (const { address, flags, length } of chain) {
-      const isWritable = (flags & DescriptorFlag.WRITE) !== 0
+    for (const { address, isWritable, length } of chain) {
       if (length === 0) this.#violation(`head ${head}: a descriptor of length 0`)
       if (wasWritable && !isWritable) this.#violation(`head ${head}: readable after writable`)
-      if ((flags & DescriptorFlag.INDIRECT) !== 0) this.#violation(`head ${head}: INDIRECT inside a chain`)
-      if ((flags & ~3) !== 0) this.#violation(`head ${head}: unknown flags ${flags}`)
       wasWritable = isWritable
-      this.#view(address, length)
+      this.#memory.view(address, length)
     }
     const header = chain[0]
     const status = chain.at(-1)
     if (header === undefined || status === undefined || chain.length < 2) throw new Error(`head ${head}: too short`)
-    if (header.length !== 16 || (header.flags & DescriptorFlag.WRITE) !== 0) this.#violation(`head ${head}: bad header`)
-    if (status.length !== 1 || (status.flags & DescriptorFlag.WRITE) === 0) this.#violation(`head ${head}: bad status`)
+    if (header.length !== 16 || header.isWritable) this.#violation(`head ${head}: bad header`)
+    if (status.length !== 1 || !status.isWritable) this.#violation(`head ${head}: bad status`)
     const { reserved, sector, type } = this.#header(header.address)
     if (reserved !== 0) this.#violation(`head ${head}: reserved word ${reserved}`)
     const segments = chain.slice(1, -1)
@@ -320,10 +259,10 @@ export class FakeDevice {
     if ((isRange || type === RequestType.FLUSH) && sector !== 0) this.#violation(`head ${head}: sector ${sector}`)
     if (type === RequestType.FLUSH && segments.length > 0) this.#violation(`head ${head}: a flush with data`)
     if (isRange && (segments.length !== 1 || segments[0]?.length !== 16)) this.#violation(`head ${head}: bad range`)
-    if (segments.some(({ flags }) => (flags & DescriptorFlag.WRITE) !== (isRead ? DescriptorFlag.WRITE : 0))) {
+    if (segments.some(({ isWritable }) => isWritable !== isRead)) {
       this.#violation(`head ${head}: data of the wrong direction`)
     }
-    if (this.#view(status.address, 1).getUint8(0) !== Status.UNWRITTEN) {
+    if (this.#memory.view(status.address, 1).getUint8(0) !== Status.UNWRITTEN) {
       this.#violation(`head ${head}: the status is preset to success or failure`)
     }
     return {
@@ -333,31 +272,12 @@ export class FakeDevice {
       segments,
       range: isRange && segments[0] !== undefined ? this.#range(segments[0].address) : undefined,
       statusAddress: status.address,
-      descriptors: isIndirect ? 1 : chain.length
-    }
-  }
-
-  #chain(table: number, from: number, limit: number) {
-    const chain = [this.#descriptor(table, from)]
-    for (let last = chain[0]!; (last.flags & DescriptorFlag.NEXT) !== 0; chain.push(last)) {
-      if (last.next >= limit || chain.length >= limit) throw new Error(`a chain leaves its table of ${limit}`)
-      last = this.#descriptor(table, last.next)
-    }
-    return chain
-  }
-
-  #descriptor(table: number, at: number) {
-    const view = this.#view(table + 16 * at, 16)
-    return {
-      address: Number(view.getBigUint64(0, true)),
-      length: view.getUint32(8, true),
-      flags: view.getUint16(12, true),
-      next: view.getUint16(14, true)
+      descriptors
     }
   }
 
   #header(address: number) {
-    const view = this.#view(address, 16)
+    const view = this.#memory.view(address, 16)
     return {
       type: view.getUint32(0, true),
       reserved: view.getUint32(4, true),
@@ -366,34 +286,12 @@ export class FakeDevice {
   }
 
   #range(address: number) {
-    const view = this.#view(address, 16)
+    const view = this.#memory.view(address, 16)
     return {
       sector: Number(view.getBigUint64(0, true)),
       sectors: view.getUint32(8, true),
       flags: view.getUint32(12, true)
     }
-  }
-
-  /** Finds the memory at a device address. */
-  #view(address: number, length: number): DataView {
-    for (const { address: base, buffer } of this.#options.memory) {
-      const at = address - base
-      if (at >= 0 && at + length <= buffer.byteLength) return new DataView(buffer, at, length)
-    }
-    throw new Error(`${length} bytes at device address ${address} are not mapped`)
-  }
-
-  #half(address: number): Uint16Array {
-    const { buffer, byteOffset } = this.#view(address, 2)
-    return new Uint16Array(buffer, byteOffset, 1)
-  }
-
-  #load(address: number): number {
-    return Atomics.load(this.#half(address), 0)
-  }
-
-  #store(address: number, value: number): void {
-    Atomics.store(this.#half(address), 0, value)
   }
 
   #violation(text: string): void {
@@ -436,6 +334,7 @@ export const fakeRegion = (length: number): MemoryRegion => ({
 export type Working = "at once" | "next turn" | "by hand"
 
 export interface QueueOptions {
+  readonly packed?: boolean
   readonly queueSize?: number
   readonly indirect?: boolean
   readonly eventIdx?: boolean
@@ -450,7 +349,7 @@ export interface QueueOptions {
 export interface FakeQueue {
   readonly queue: IoQueue.IoQueue
   readonly engine: QueueEngine
-  readonly ring: SplitRing
+  readonly ring: DriverRing
   readonly space: AddressSpace
   readonly device: FakeDevice
   readonly region: MemoryRegion
@@ -474,7 +373,7 @@ const DISK_BYTES = 1 << 20
 
 /** Makes a ring over ordinary memory, and the device at its other end. */
 export const makeRing = (
-  options: RingOptions,
+  options: RingOptions & { readonly packed: boolean },
   others: {
     readonly memory?: ReadonlyArray<Shared>
     readonly disk?: Uint8Array
@@ -483,24 +382,26 @@ export const makeRing = (
     /** Bytes before the ring in its memory. */
     readonly offset?: number
   } = {}
-): { readonly ring: SplitRing; readonly device: FakeDevice; readonly memory: ArrayBuffer } => {
+): { readonly ring: DriverRing; readonly device: FakeDevice; readonly memory: ArrayBuffer } => {
   const { disk = new Uint8Array(DISK_BYTES), offset = 128, order = "fifo", signal = () => {} } = others
-  const buffer = new ArrayBuffer(offset + ringBytes(options))
-  const ring = new SplitRing(options, { buffer, offset, address: RING_ADDRESS })
+  const Ring = options.packed ? PackedRing : SplitRing
+  const buffer = new ArrayBuffer(offset + Ring.bytes(options))
+  const ring = new Ring(options, { buffer, offset, address: RING_ADDRESS })
   const memory = [{ buffer, address: RING_ADDRESS }, ...others.memory ?? []]
-  const { eventIdx, indirect, maxSegments } = options
-  const device = new FakeDevice({ ring, memory, indirect, eventIdx, maxSegments, disk, signal, order })
+  const { eventIdx, indirect, maxSegments, packed } = options
+  const device = new FakeDevice({ ring, packed, memory, indirect, eventIdx, maxSegments, disk, signal, order })
   return { ring, device, memory: buffer }
 }
 
 /** Makes a queue with a fake device behind it. */
 export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never, Scope.Scope> => {
-  const { eventIdx = true, indirect = true, order = "fifo", queueSize = 16, waiting = "event" } = options
+  const { eventIdx = true, indirect = true, order = "fifo", packed = false, queueSize = 16, waiting = "event" } =
+    options
   const { maxSegments = indirect ? queueSize : queueSize - 2, working = "at once" } = options
   const open = Effect.sync((): FakeQueue & { readonly fd: number } => {
     const fd = Libc.createEventFd()
     const region = fakeRegion(REGION_BYTES)
-    const { device, memory, ring } = makeRing({ queueSize, indirect, eventIdx, maxSegments }, {
+    const { device, memory, ring } = makeRing({ packed, queueSize, indirect, eventIdx, maxSegments }, {
       memory: [{ buffer: region.bytes.buffer, address: REGION_ADDRESS }],
       signal: () => Libc.signalEventFd(fd),
       order
