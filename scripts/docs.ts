@@ -127,8 +127,10 @@ const advice: Record<Errno.Tag, Advice> = {
     whatToDo: "Take buffers from `disk.allocate(length)`, or `map` the region first."
   },
   EBUSY: {
-    when: "Too late in the device's life: the setting is for an earlier phase, or the device is started already.",
-    whatToDo: "Set it earlier, or connect again."
+    when:
+      "Too late in the device's life: the setting is for an earlier phase, or the device is started already. Or the "
+      + "device has another user: vhost-vdpa and VFIO allow one.",
+    whatToDo: "Set it earlier, or connect again; end the other user."
   },
   EEXIST: {
     when: "A memory region overlaps one that is mapped.",
@@ -136,8 +138,9 @@ const advice: Record<Errno.Tag, Advice> = {
   },
   ENODEV: {
     when:
-      "Too early in the device's life, a queue that does not exist, or a disk that was removed from behind the device.",
-    whatToDo: "Connect first; count queues from 0; if the disk was removed, close the device."
+      "Too early in the device's life, a queue that does not exist, a device of another kind, or a disk or device that was "
+      + "removed.",
+    whatToDo: "Connect first; count queues from 0; check the path; if disk or device was removed, close it."
   },
   ENOTDIR: { when: "A part of the path is not a directory.", whatToDo: "Check the path." },
   EISDIR: { when: "The path is a directory.", whatToDo: "Check the path." },
@@ -165,7 +168,7 @@ const advice: Record<Errno.Tag, Advice> = {
   },
   EPIPE: { when: "The peer is gone.", whatToDo: "Connect again." },
   ENAMETOOLONG: {
-    when: "The path of a socket has more than 107 bytes, which is all the system takes.",
+    when: "The path is longer than the system takes: for a socket 107 bytes.",
     whatToDo: "Use a shorter path, for example a symbolic link in `/run`."
   },
   ELOOP: { when: "Too many symbolic links in a path.", whatToDo: "Check the links." },
@@ -190,7 +193,9 @@ const advice: Record<Errno.Tag, Advice> = {
   EADDRINUSE: { when: "Something else listens on that address.", whatToDo: "Use another one, or end the other." },
   ECONNRESET: { when: "The peer ended the connection.", whatToDo: "Connect again." },
   ENOTCONN: {
-    when: "The backend is gone: it ended, crashed or gave a queue up. Everything in flight fails.",
+    when:
+      "The backend is gone: it ended, crashed or gave a queue up; or the device needs a reset. Everything in flight "
+      + "fails.",
     whatToDo: "Connect again once it is back. Of writes that were in flight some may have been done."
   },
   ESHUTDOWN: {

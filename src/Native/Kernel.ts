@@ -14,6 +14,8 @@ import * as Libc from "./Libc.ts"
 export interface KernelCalls {
   /** Opens a device for reading and writing. */
   readonly open: (path: string) => number
+  /** The same on the thread pool. Answers the descriptor (negative where it failed) and the errno. */
+  readonly openPooled: (path: string, done: (fd: number, errno: number) => void) => void
   readonly close: (fd: number) => void
   /** Asks a driver for something at once; what it changes is in `argument` afterwards. Answers what it returns. */
   readonly ioctl: (fd: number, request: number, argument: Libc.IoctlArgument) => number
@@ -29,21 +31,28 @@ export interface KernelCalls {
   /** Writes at a position by one call of exactly this width; answers how many bytes went. */
   readonly writeAt: (fd: number, bytes: Uint8Array, position: number) => number
   readonly write: (fd: number, bytes: Uint8Array) => number
+  /** The same on the thread pool. Answers how many bytes went (negative where it failed) and the errno. */
+  readonly writePooled: (fd: number, bytes: Uint8Array, done: (count: number, errno: number) => void) => void
   readonly map: (fd: number, offset: number, length: number) => Libc.Mapping
   readonly unmap: (mapping: Libc.Mapping) => void
+  /** Tells whether the device behind a descriptor is gone from the system, which its driver may not. */
+  readonly isDeviceRemoved: (fd: number) => boolean
 }
 
 /** The kernel. */
 export const Kernel = Context.Reference<KernelCalls>("effect-blkio/Native/Kernel", {
   defaultValue: () => ({
     open: Libc.openDevice,
+    openPooled: Libc.openDevicePooled,
     close: Libc.close,
     ioctl: Libc.ioctl,
     ioctlPooled: Libc.ioctlPooled,
     readAt: Libc.readAt,
     writeAt: Libc.writeAt,
     write: Libc.write,
+    writePooled: Libc.writePooled,
     map: Libc.map,
-    unmap: Libc.unmap
+    unmap: Libc.unmap,
+    isDeviceRemoved: Libc.isDeviceRemoved
   })
 })

@@ -2,8 +2,9 @@
  * The C library's calls, bound by koffi.
  *
  * Only calls that return at once are bound, and descriptors are opened non-blocking and close-on-exec, so that nothing
- * here blocks the event loop, occupies a thread of the pool or leaks into a child process. The two exceptions,
- * {@link fallocate} and {@link seek}, wait for the disk: they run on the thread pool. Calls of the control plane
+ * here blocks the event loop, occupies a thread of the pool or leaks into a child process. The exceptions run on the thread
+ * pool: {@link fallocate} and {@link seek}, which wait for the disk, and those named `…Pooled`, which wait for the driver of a
+ * device. Calls of the control plane
  * throw {@link SyscallError}; the two of the data plane ({@link signalEventFd}, {@link drainEventFd}) answer with a
  * number, because an exception per request would cost more than the call.
  *
@@ -13,7 +14,7 @@
  * @since 0.1.0
  */
 import koffi from "koffi"
-import { fstatSync } from "node:fs"
+import { existsSync, fstatSync } from "node:fs"
 import { SyscallError } from "./SyscallError.ts"
 
 const libc = koffi.load(null)
@@ -416,7 +417,9 @@ const bindPooled = (definition: string): PooledCall => {
 const pooled = {
   fallocate: bindPooled("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
   ioctl: bindPooled("int ioctl(int fd, unsigned long request, uintptr_t argument)"),
-  lseek: bindPooled("int64_t lseek(int fd, int64_t offset, int whence)")
+  lseek: bindPooled("int64_t lseek(int fd, int64_t offset, int whence)"),
+  open: bindPooled("int open(uintptr_t path, int flags, int mode)"),
+  write: bindPooled("intptr_t write(int fd, uintptr_t buffer, size_t length)")
 }
 
 /** Changes the allocation of a range of a file (`man 2 fallocate`), on the thread pool. Answers 0 or the errno. */
@@ -451,10 +454,15 @@ export const alignedMemory = (length: number, alignment: number): Uint8Array<Arr
   return memory.subarray(start, start + length)
 }
 
+const O_RDWR = 2
+
 /** Opens a device for reading and writing, close-on-exec. */
-export const openDevice = (path: string): number => {
-  const O_RDWR = 2
-  return check("open", calls.open(path, O_RDWR | O_CLOEXEC, 0))
+export const openDevice = (path: string): number => check("open", calls.open(path, O_RDWR | O_CLOEXEC, 0))
+
+/** Does what {@link openDevice} does on the thread pool, for devices that are reset as they are opened. */
+export const openDevicePooled = (path: string, done: (fd: number, errno: number) => void): void => {
+  const bytes = outsideHeap(Buffer.from(`${path}\0`))
+  pooled.open([Number(koffi.address(bytes)), O_RDWR | O_CLOEXEC, 0], holding(bytes, done))
 }
 
 /** What an ioctl is given: a number, or memory that it reads and writes. */
@@ -484,6 +492,13 @@ export const ioctlPooled = (
   })
 }
 
+/** Keeps memory that a pooled call works on from being freed before it is done: what a closure names lives as long as it. */
+const holding =
+  (memory: Uint8Array, done: (result: number, errno: number) => void) => (result: number, errno: number): void => {
+    void memory
+    done(result, errno)
+  }
+
 /** A copy that the garbage collector does not move. */
 const outsideHeap = (bytes: Uint8Array): Uint8Array<ArrayBuffer> => {
   const memory = new Uint8Array(new ArrayBuffer(bytes.length))
@@ -506,3 +521,30 @@ export const writeAt = (fd: number, bytes: Uint8Array, position: number): number
 /** Writes to a device by one call; answers how many bytes it took. */
 export const write = (fd: number, bytes: Uint8Array): number =>
   check("write", calls.write(fd, outsideHeap(bytes), bytes.length))
+
+/** Does what {@link write} does on the thread pool, for what may take long: the pinning of memory. */
+export const writePooled = (
+  fd: number,
+  bytes: Uint8Array,
+  done: (count: number, errno: number) => void
+): void => {
+  const memory = outsideHeap(bytes)
+  pooled.write([fd, Number(koffi.address(memory)), memory.length], holding(memory, done))
+}
+
+/**
+ * Tells whether the device that a descriptor was opened from has been removed from the system. Its entry in sysfs goes when it
+ * does, however the descriptor was come by. False where there is no sysfs that could tell.
+ */
+export const isDeviceRemoved = (fd: number): boolean => {
+  const devices = "/sys/dev/char"
+  try {
+    const { rdev } = fstatSync(fd)
+    // The C library's makedev, for numbers that the kernel gives away: 12 bits of major, 20 of minor.
+    const major = rdev >>> 8 & 0xfff
+    const minor = rdev & 0xff | rdev >>> 12 & 0xfff00
+    return existsSync(devices) && !existsSync(`${devices}/${major}:${minor}`)
+  } catch {
+    return false
+  }
+}

@@ -27,12 +27,13 @@ import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
 export type DriverName = "virtio-blk-vhost-user" | "virtio-blk-vhost-vdpa" | "virtio-blk-vfio-pci"
 
 /**
- * Why a connection is of no use any more: the backend is gone, silent, or broke the protocol.
+ * Why a connection is of no use any more: the backend is gone, silent, or broke the protocol; or the device was taken away
+ * (ENODEV).
  *
  * @category errors
  * @since 0.1.0
  */
-export type ConnectionError = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO
+export type ConnectionError = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO | Errno.ENODEV
 
 /**
  * What connecting may fail with.
@@ -50,6 +51,10 @@ export type ConnectError =
   | Errno.EACCES
   | Errno.EPERM
   | Errno.EBADF
+  | Errno.EBUSY
+  | Errno.EISDIR
+  | Errno.ENXIO
+  | Errno.ENOMEM
   | Errno.ENOTSOCK
   | Errno.EPROTOTYPE
   | Errno.ECONNREFUSED
@@ -108,7 +113,9 @@ export interface Connection {
   /** Takes a subset of the offered features. */
   readonly negotiate: (features: bigint) => Effect.Effect<void, ConnectionError | Errno.EIO | Errno.ENOTSUP>
   /** Lets the device access a region, and answers the device's address of its first byte. */
-  readonly map: (region: MemoryRegion) => Effect.Effect<number, ConnectionError | Errno.EIO>
+  readonly map: (
+    region: MemoryRegion
+  ) => Effect.Effect<number, ConnectionError | Errno.EINVAL | Errno.EIO | Errno.ENOMEM | Errno.ENOSPC>
   /** Takes a region back. Does nothing where the connection is lost. */
   readonly unmap: (region: MemoryRegion) => Effect.Effect<void>
   /** Hands the rings to the device and starts it; answers a channel for each, that lasts as long as the Scope. */

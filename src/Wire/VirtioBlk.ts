@@ -48,7 +48,8 @@ export const FeatureBit = {
   VERSION_1: 32,
   ACCESS_PLATFORM: 33,
   RING_PACKED: 34,
-  IN_ORDER: 35
+  IN_ORDER: 35,
+  ORDER_PLATFORM: 36
 } as const
 
 /**
@@ -181,6 +182,24 @@ export const WRITE_ZEROES_UNMAP = 1
  * @category configuration
  */
 export const CONFIG_SIZES = [96, 72, 60, 36, 33, 32, 24, 8] as const
+
+/**
+ * Lists the widths of the accesses by which the configuration space is read from its beginning where it lies in registers, in
+ * bytes: each field by one of its own width, 64 bits by two of 32 (virtio 1.2 §4.1.3.1, §5.2.4). Narrow are the geometry
+ * from 16, the topology from 24, write cache and number of queues from 32, and the flags from 56 and 92.
+ *
+ * @since 0.1.0
+ * @category configuration
+ */
+// dprint-ignore
+export const CONFIG_WIDTHS: ReadonlyArray<1 | 2 | 4> = [
+  4, 4, 4, 4,
+  2, 1, 1, 4,
+  1, 1, 2, 4,
+  1, 1, 2, 4, 4, 4, 4, 4,
+  1, 1, 1, 1, 4, 4, 4, 4, 4, 4, 4, 4,
+  1, 1, 1, 1
+]
 
 /** The end of the write-zeroes fields, which are the last ones that {@link BlkConfig} holds. */
 const ENCODED_CONFIG_BYTES = 60

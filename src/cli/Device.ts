@@ -11,7 +11,9 @@ import * as Errno from "../Errno.ts"
 import { describe, type DeviceProperties, type Phase, type SetError } from "../Properties/Properties.ts"
 import { PropertyState } from "../Properties/PropertyState.ts"
 import type { DriverName, Recipe } from "../Transport/Transport.ts"
+import * as VfioPci from "../Transport/VfioPci.ts"
 import * as VhostUser from "../Transport/VhostUser.ts"
+import * as VhostVdpa from "../Transport/VhostVdpa.ts"
 import * as VirtioBlk from "../VirtioBlk.ts"
 
 /** A parsed DEVICE. */
@@ -29,21 +31,28 @@ const wrongUsage = (reason: UsageError["reason"]): UsageError => new UsageError(
 
 const TRANSPORT_PROPERTIES = ["path", "fd"]
 
-type MakeTransport = (options: ReadonlyMap<string, string>) => Effect.Effect<Recipe, Errno.EINVAL>
+type MakeTransport = (options: ReadonlyMap<string, string>) => Effect.Effect<Recipe, Errno.EINVAL | Errno.ENOENT>
+
+const pathOrFd = (
+  options: ReadonlyMap<string, string>
+): Effect.Effect<{ readonly path?: string; readonly fd?: number }, Errno.EINVAL> => {
+  const path = options.get("path")
+  const fd = options.get("fd")
+  if (fd !== undefined && !/^\d{1,10}$/u.test(fd)) {
+    const detail = `fd = ${fd}: must be the number of an open descriptor`
+    return new Errno.EINVAL({ operation: "device", detail })
+  }
+  return Effect.succeed({
+    ...(path === undefined ? {} : { path }),
+    ...(fd === undefined ? {} : { fd: Number(fd) })
+  })
+}
 
 const drivers: ReadonlyMap<string, MakeTransport> = new Map<DriverName, MakeTransport>([
-  ["virtio-blk-vhost-user", (options) => {
-    const path = options.get("path")
-    const fd = options.get("fd")
-    if (fd !== undefined && !/^\d{1,10}$/u.test(fd)) {
-      const detail = `fd = ${fd}: must be the number of an open descriptor`
-      return new Errno.EINVAL({ operation: "device", detail })
-    }
-    return VhostUser.make({
-      ...(path === undefined ? {} : { path }),
-      ...(fd === undefined ? {} : { fd: Number(fd) })
-    })
-  }]
+  ["virtio-blk-vhost-user", (options) => Effect.flatMap(pathOrFd(options), VhostUser.make)],
+  ["virtio-blk-vhost-vdpa", (options) => Effect.flatMap(pathOrFd(options), VhostVdpa.make)],
+  // There is no descriptor that stands for a PCI device; the transport says so.
+  ["virtio-blk-vfio-pci", (options) => VfioPci.make({ path: "", ...Object.fromEntries(options) })]
 ])
 
 /** Reads a DEVICE, and checks all of it that can be checked without the device. */

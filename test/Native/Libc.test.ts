@@ -414,6 +414,34 @@ describe("checkWatchable", () => {
   })
 })
 
+describe("devices", () => {
+  it("are opened, written to and asked on the thread pool, with the errno of each call", async () => {
+    const answer = (call: (done: (result: number, errno: number) => void) => void) =>
+      new Promise<readonly [number, number]>((resolve) => call((result, errno) => resolve([result, errno])))
+    const [fd] = await answer((done) => Libc.openDevicePooled("/dev/null", done))
+    own(fd)
+    expect(isCloseOnExec(fd)).toBe(true)
+    const bytes = new Uint8Array(100_000).fill(7)
+    expect(await answer((done) => Libc.writePooled(fd, bytes, done))).toStrictEqual([100_000, 0])
+    expect(await answer((done) => Libc.ioctlPooled(fd, 0xaf01, 0, done))).toStrictEqual([-1, errno.ENOTTY])
+    expect(await answer((done) => Libc.openDevicePooled("/dev/none", done))).toStrictEqual([-1, errno.ENOENT])
+    expect(await answer((done) => Libc.writePooled(-1, bytes, done))).toStrictEqual([-1, errno.EBADF])
+    // What is written comes from a copy that is held until it is done; where each lands is not said, a file has one position.
+    const file = own(Libc.createMemoryFile("effect-blkio", 4096))
+    const page = Uint8Array.from({ length: 4096 }, (_, i) => i * 7)
+    await Promise.all(Array.from({ length: 200 }, () => answer((done) => Libc.writePooled(file, page.slice(), done))))
+    const written = new Uint8Array(fstatSync(file).size)
+    readSync(file, written, 0, written.length, 0)
+    for (let at = 0; at < written.length; at += 4096) expect(written.subarray(at, at + 4096)).toStrictEqual(page)
+  })
+
+  it("that are there are not taken for removed, and neither is what is no device", () => {
+    const device = own(openSync("/dev/null", "r+"))
+    expect(Libc.isDeviceRemoved(device)).toBe(false)
+    expect(Libc.isDeviceRemoved(-1)).toBe(false)
+  })
+})
+
 it("a child process inherits nothing", () => {
   const [left, right] = pair()
   own(Libc.createEventFd())

@@ -7,6 +7,7 @@ import { describe, expect, it } from "@effect/vitest"
 import {
   type BlkConfig,
   CONFIG_SIZES,
+  CONFIG_WIDTHS,
   decodeConfig,
   decodeRequestHeader,
   encodeConfig,
@@ -55,7 +56,8 @@ describe("features", () => {
       VERSION_1: 32,
       ACCESS_PLATFORM: 33,
       RING_PACKED: 34,
-      IN_ORDER: 35
+      IN_ORDER: 35,
+      ORDER_PLATFORM: 36
     })
   })
 
@@ -96,6 +98,17 @@ describe("constants", () => {
     expect(CONFIG_SIZES.slice(0, 3)).toStrictEqual([96, 72, 60])
     expect(CONFIG_SIZES.at(-1)).toBe(8)
     expect(CONFIG_SIZES).toStrictEqual(CONFIG_SIZES.toSorted((a, b) => b - a))
+  })
+
+  it("divide the configuration into fields of their own widths, each at a multiple of its width", () => {
+    let at = 0
+    const ends = CONFIG_WIDTHS.map((width) => {
+      expect(at % width).toBe(0)
+      at += width
+      return at
+    })
+    expect(at).toBe(CONFIG_SIZES[0])
+    expect(ends).toStrictEqual(expect.arrayContaining([...CONFIG_SIZES]))
   })
 })
 

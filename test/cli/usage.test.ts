@@ -36,6 +36,13 @@ describe("wrong usage", () => {
     ["path and fd", "EINVAL: vhost-user: one of path and fd must be set", ["info", `${DEVICE},fd=3`]],
     ["fd that is no number", "EINVAL: device: fd = ", ["info", "virtio-blk-vhost-user,fd="]],
     ["negative fd", "EINVAL: device: fd = -1", ["info", "virtio-blk-vhost-user,fd=-1"]],
+    ["neither path nor fd of vDPA", "EINVAL: vhost-vdpa: one of path and fd must be set", [
+      "info",
+      "virtio-blk-vhost-vdpa"
+    ]],
+    ["fd of vDPA that is no number", "EINVAL: device: fd = x", ["info", "virtio-blk-vhost-vdpa,fd=x"]],
+    ["no path of a PCI device", "EINVAL: vfio-pci: path must be set", ["info", "virtio-blk-vfio-pci"]],
+    ["fd of a PCI device", "ENOENT: vfio-pci: there is no fd", ["info", "virtio-blk-vfio-pci,fd=3"]],
     ["unknown flag", "EINVAL: Unrecognized flag: --fast", ["info", DEVICE, "--fast"]],
     ["unknown command", "EINVAL: Unknown subcommand \"format\"", ["format", DEVICE]],
     ["no device", "EINVAL: Missing required argument: DEVICE", ["info"]],
@@ -65,6 +72,22 @@ describe("without a device", () => {
   it.live.each<readonly [string, string, ReadonlyArray<string>]>([
     ["no such socket", "ENOENT: connect /nowhere/disk.sock: ", ["info", DEVICE]],
     ["no such socket for bench", "ENOENT: connect /nowhere/disk.sock: ", ["bench", DEVICE, "--json"]],
+    ["no such vDPA device", "ENOENT: connect /dev/vhost-vdpa-9999: ", [
+      "info",
+      "virtio-blk-vhost-vdpa,path=/dev/vhost-vdpa-9999"
+    ]],
+    ["no vDPA device", "ENODEV: vhost-vdpa: this is no vhost-vdpa device", [
+      "info",
+      "virtio-blk-vhost-vdpa,path=/dev/null"
+    ]],
+    ["no such PCI device", "ENOENT: connect /sys/bus/pci/devices/ffff:ff:1f.7: ", [
+      "info",
+      "virtio-blk-vfio-pci,path=ffff:ff:1f.7"
+    ]],
+    ["no PCI device", "ENODEV: connect /tmp: this is no directory of a PCI device", [
+      "info",
+      "virtio-blk-vfio-pci,path=/tmp"
+    ]],
     ["a part of the path that is no directory", "ENOTDIR: connect /dev/null/x: ", [
       "info",
       "virtio-blk-vhost-user,path=/dev/null/x"

@@ -135,6 +135,7 @@ export const lifecycle = () => {
     | Errno.EACCES
     | Errno.ENODEV
     | Errno.ENOMEM
+    | Errno.ENOSPC
     | Errno.EMFILE
     | Errno.ENFILE
     | Errno.EIO
@@ -164,7 +165,7 @@ export const requests = () => {
   same<FailureOf<IoQueue.IoQueue["submit"]>, Dead>()
   same<FailureOf<IoQueue.IoQueue["completions"]>, Errno.EINVAL | Errno.ETIME | Dead>()
   same<FailureOf<typeof started.unmap>, never>()
-  same<FailureOf<typeof started.map>, Errno.EINVAL | Errno.EEXIST | Errno.ENOSPC | Errno.EIO | Dead>()
+  same<FailureOf<typeof started.map>, Errno.EINVAL | Errno.EEXIST | Errno.ENOSPC | Errno.ENOMEM | Errno.EIO | Dead>()
   same<FailureOf<typeof started.allocate>, MemoryRegion.MemoryError | FailureOf<typeof started.map>>()
 
   // A completion holds the caller's own request, with the fields that are the caller's.
