@@ -16,7 +16,7 @@ import { expectBytes, pattern } from "./BlockStore/WatchedStore.ts"
 import { FakeConnection } from "./Driver/FakeConnection.ts"
 import { slow } from "./support/Backend.ts"
 import { forEachBackend, makeImage, serveRaw } from "./support/backends.ts"
-import { KiB, MiB, onDaemon, open, withSeed } from "./support/daemon.ts"
+import { KiB, MiB, onBackend, open, withSeed } from "./support/daemon.ts"
 import { count, leavesNothing, live } from "./support/resources.ts"
 
 type Disk = typeof BlockDevice.Service
@@ -34,7 +34,7 @@ const mappedBytes = (): number =>
 forEachBackend("any range of a device", (backend) => {
   for (const blockSize of [512, 4 * KiB]) {
     for (const kind of ["event", "poll"] as const) {
-      onDaemon(
+      onBackend(
         `is what an array holds: blocks of ${blockSize}, ${kind} queues`,
         () =>
           withSeed((random) =>
@@ -123,7 +123,7 @@ forEachBackend("any range of a device", (backend) => {
           )
       )
 
-      onDaemon(
+      onBackend(
         `is not torn by writers of the same block: blocks of ${blockSize}, ${kind} queues`,
         () =>
           Effect.gen(function*() {
@@ -157,7 +157,7 @@ forEachBackend("any range of a device", (backend) => {
     }
   }
 
-  onDaemon(
+  onBackend(
     "succeeds where it is empty, is EINVAL outside the disk, and EBADF to write where that is refused",
     () =>
       Effect.gen(function*() {
@@ -196,7 +196,7 @@ forEachBackend("any range of a device", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "is split at what the device takes: 40 MiB at once, 17 and 33 MiB of discards and zeroes",
     () =>
       Effect.gen(function*() {
@@ -219,7 +219,7 @@ forEachBackend("any range of a device", (backend) => {
       })
   )
 
-  onDaemon("is copied to another one, with its progress", () =>
+  onBackend("is copied to another one, with its progress", () =>
     Effect.gen(function*() {
       const from = yield* makeImage("raw", 8 * MiB)
       const to = yield* makeImage(backend.formats.at(-1) ?? "raw", 8 * MiB)
@@ -235,7 +235,7 @@ forEachBackend("any range of a device", (backend) => {
 })
 
 forEachBackend("the memory of a device", (backend) => {
-  onDaemon(
+  onBackend(
     "is bounded, however much is in flight, and none is taken by buffers that the device reaches",
     () =>
       Effect.gen(function*() {
@@ -268,7 +268,7 @@ forEachBackend("the memory of a device", (backend) => {
       })
   )
 
-  onDaemon("is asked for again where it could not be had the first time", () =>
+  onBackend("is asked for again where it could not be had the first time", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)
@@ -280,7 +280,7 @@ forEachBackend("the memory of a device", (backend) => {
       expect((yield* disk.readBytes(0, 1)).length).toBe(1)
     }))
 
-  onDaemon(
+  onBackend(
     "comes back from every call that was interrupted, wherever it was",
     () =>
       withSeed((random) =>
@@ -312,7 +312,7 @@ forEachBackend("the memory of a device", (backend) => {
 })
 
 forEachBackend("a call that is interrupted", (backend) => {
-  onDaemon("lets go at once, of a read and of a write; the device's answer harms nobody", () =>
+  onBackend("lets go at once, of a read and of a write; the device's answer harms nobody", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(400))
       const disk = yield* open(socketPath)
@@ -331,7 +331,7 @@ forEachBackend("a call that is interrupted", (backend) => {
       yield* disk.flush
     }))
 
-  onDaemon("waits where the device has the caller's own buffer", () =>
+  onBackend("waits where the device has the caller's own buffer", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(300))
       const disk = yield* open(socketPath)
@@ -342,7 +342,7 @@ forEachBackend("a call that is interrupted", (backend) => {
       expect(performance.now() - began).toBeGreaterThan(200)
     }))
 
-  onDaemon("gives its place in line up", () =>
+  onBackend("gives its place in line up", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(300))
       const disk = yield* open(socketPath, { queueSize: 2 })
@@ -374,7 +374,7 @@ forEachBackend("a backend that dies", (backend) => {
     ["write", (disk) => disk.write(0, [new Uint8Array(MiB)])],
     ["copy", (disk) => Stream.runDrain(copy(disk, disk))]
   ]
-  onDaemon("ends every call with ENOTCONN, and those that come after", () =>
+  onBackend("ends every call with ENOTCONN, and those that come after", () =>
     Effect.gen(function*() {
       const served = yield* backend.serveApart(slow(60_000))
       const disk = yield* open(served.socketPath, { queueSize: 16 })
@@ -568,7 +568,7 @@ describe("a device in memory", () => {
 })
 
 forEachBackend("what a device leaves behind", (backend) => {
-  onDaemon("is nothing, also where calls were given up", () =>
+  onBackend("is nothing, also where calls were given up", () =>
     leavesNothing(Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(50))
       const disk = yield* open(socketPath, { queueSize: 8 })

@@ -14,7 +14,7 @@ import { DiskImage } from "../src/testing/index.ts"
 import { inUse } from "./cli/stores.ts"
 import { qsdIsHere } from "./integration/requirement.ts"
 import { forEachBackend, serveRaw, serveRawApart } from "./support/backends.ts"
-import { imagePath, MiB, onDaemon, open } from "./support/daemon.ts"
+import { imagePath, MiB, onBackend, open } from "./support/daemon.ts"
 import { startProgram } from "./support/program.ts"
 
 const start = (name: string, args: ReadonlyArray<string>, environment?: { readonly [name: string]: string }) =>
@@ -65,7 +65,7 @@ const freePort = Effect.callback<number>((resume) => {
 })
 
 describe.skipIf(!qsdIsHere)("examples that start qemu-storage-daemon", () => {
-  onDaemon("03_hash_qcow2", () =>
+  onBackend("03_hash_qcow2", () =>
     Effect.gen(function*() {
       const path = yield* imagePath("disk.qcow2")
       yield* DiskImage.createQcow2(path, 8 * MiB)
@@ -100,7 +100,7 @@ const serveBytes = (file: Uint8Array, asked: Array<string>) =>
   }))
 
 forEachBackend("examples", (backend) => {
-  onDaemon("01_properties", () =>
+  onBackend("01_properties", () =>
     Effect.gen(function*() {
       const { facts, socketPath } = yield* serveRaw(backend, 4 * MiB, { numQueues: 4 })
       const outcome = yield* run("01_properties.ts", socketPath)
@@ -113,7 +113,7 @@ forEachBackend("examples", (backend) => {
       expect(missing).toStrictEqual({ exit: 1, stdout: "", stderr: "no backend listens on /nowhere/disk.sock\n" })
     }))
 
-  onDaemon("02_many_requests", () =>
+  onBackend("02_many_requests", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, 4 * MiB + 512, { readOnly: true })
       const { exit, stdout } = yield* run("02_many_requests.ts", socketPath)
@@ -121,7 +121,7 @@ forEachBackend("examples", (backend) => {
       expect(exit).toBe(0)
     }))
 
-  onDaemon("04_copy", () =>
+  onBackend("04_copy", () =>
     Effect.gen(function*() {
       const source = yield* serveRaw(backend, 8 * MiB)
       const target = yield* serveRaw(backend, 8 * MiB)
@@ -134,7 +134,7 @@ forEachBackend("examples", (backend) => {
       expect(Buffer.compare(a, b)).toBe(0)
     }))
 
-  onDaemon("05_http_ranges", () =>
+  onBackend("05_http_ranges", () =>
     Effect.gen(function*() {
       const { image, socketPath } = yield* serveRaw(backend, 4 * MiB)
       yield* fill(image.path, 65536, 65536, 0x33)
@@ -155,7 +155,7 @@ forEachBackend("examples", (backend) => {
       expect((yield* server.outcome).exit).toBe(130)
     }))
 
-  onDaemon("06_list_directory", () =>
+  onBackend("06_list_directory", () =>
     Effect.gen(function*() {
       const path = yield* makeExtImage()
       const { socketPath } = yield* backend.serve({ _tag: "raw", path })
@@ -164,7 +164,7 @@ forEachBackend("examples", (backend) => {
       expect(exit).toBe(0)
     }))
 
-  onDaemon("07_queue_per_fiber", () =>
+  onBackend("07_queue_per_fiber", () =>
     Effect.gen(function*() {
       const { image, socketPath } = yield* serveRaw(backend, 8 * MiB, { numQueues: 4 })
       yield* fill(image.path, 2 * MiB, MiB, 1)
@@ -175,7 +175,7 @@ forEachBackend("examples", (backend) => {
       expect(exit).toBe(0)
     }))
 
-  onDaemon("08_soak", () =>
+  onBackend("08_soak", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, 16 * MiB)
       const calm = yield* run("08_soak.ts", socketPath, "0.5")
@@ -192,7 +192,7 @@ forEachBackend("examples", (backend) => {
 })
 
 describe("examples that serve a disk themselves", () => {
-  onDaemon("00_demo", () =>
+  onBackend("00_demo", () =>
     Effect.gen(function*() {
       const path = yield* imagePath("file")
       writeFileSync(path, Buffer.alloc(3 * MiB + 123, 0x5a))
@@ -209,7 +209,7 @@ describe("examples that serve a disk themselves", () => {
       expect([exit, stderr]).toStrictEqual([0, ""])
     }))
 
-  onDaemon("09_lazy_http", () =>
+  onBackend("09_lazy_http", () =>
     Effect.gen(function*() {
       const image = Uint8Array.from({ length: MiB }, (_, i) => i >> 12)
       const asked: Array<string> = []

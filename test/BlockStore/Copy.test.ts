@@ -14,7 +14,7 @@ import { copy, type CopyProgress } from "../../src/BlockStore/Copy.ts"
 import * as Errno from "../../src/Errno.ts"
 import { DiskImage } from "../../src/testing/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
-import { imagePath, KiB, MiB, onDaemon, open, serve, withSeed } from "../support/daemon.ts"
+import { imagePath, KiB, MiB, onBackend, open, serve, withSeed } from "../support/daemon.ts"
 import { expectBytes, pattern, watched } from "./WatchedStore.ts"
 
 const GRAIN = 64 * KiB
@@ -189,44 +189,47 @@ const run = (program: string, ...args: ReadonlyArray<string>) =>
   Effect.promise(() => promisify(execFile)(program, args))
 
 describe.skipIf(!qsdIsHere)("an image", () => {
-  onDaemon("goes from raw to qcow2 and back and is the same to qemu-img, holes included", () =>
-    Effect.gen(function*() {
-      const SIZE = 64 * MiB
-      const [raw, qcow2, back] = [yield* imagePath("a.raw"), yield* imagePath("b.qcow2"), yield* imagePath("c.raw")]
-      yield* DiskImage.createRaw(raw, SIZE)
-      yield* DiskImage.createQcow2(qcow2, SIZE)
-      yield* DiskImage.createRaw(back, SIZE)
-      yield* DiskImage.qemuIo(raw, "raw", [
-        "write -P 0x5a 0 1M",
-        "write -P 0xc3 5M 3M",
-        "write -P 0x11 12345344 512",
-        "write -P 0x77 63M 1M"
-      ])
-      // A target that held something else before.
-      yield* DiskImage.qemuIo(back, "raw", ["write -P 0xff 30M 4M"])
-      yield* Effect.scoped(Effect.gen(function*() {
-        const daemon = yield* serve({
-          exports: [
-            { image: { _tag: "raw", path: raw }, writable: false },
-            { image: { _tag: "qcow2", path: qcow2 } },
-            { image: { _tag: "raw", path: back } }
-          ]
-        })
-        const [first, second, third] = daemon.exports
-        const source = yield* open(first.socketPath, { readOnly: true })
-        const middle = yield* open(second!.socketPath)
-        const target = yield* open(third!.socketPath)
-        expectGrowth(yield* Stream.runCollect(copy(source, middle)), SIZE)
-        const progress = yield* Stream.runCollect(copy(middle, target))
-        expectGrowth(progress, SIZE)
-        expect(progress.at(-1)?.zeroes).toBe(SIZE - 5 * MiB - GRAIN)
-      }))
-      yield* run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, qcow2)
-      yield* run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, back)
-      yield* run("cmp", raw, back)
-      const used = (path: string) => statSync(path).blocks * 512
-      expect(used(back)).toBeLessThanOrEqual((used(raw) + GRAIN) * 1.05)
-      // Besides the data: its own tables.
-      expect(used(qcow2)).toBeLessThanOrEqual((used(raw) + GRAIN) * 1.05 + 512 * KiB)
-    }))
+  onBackend(
+    "goes from raw to qcow2 and back and is the same to qemu-img, holes included",
+    () =>
+      Effect.gen(function*() {
+        const SIZE = 64 * MiB
+        const [raw, qcow2, back] = [yield* imagePath("a.raw"), yield* imagePath("b.qcow2"), yield* imagePath("c.raw")]
+        yield* DiskImage.createRaw(raw, SIZE)
+        yield* DiskImage.createQcow2(qcow2, SIZE)
+        yield* DiskImage.createRaw(back, SIZE)
+        yield* DiskImage.qemuIo(raw, "raw", [
+          "write -P 0x5a 0 1M",
+          "write -P 0xc3 5M 3M",
+          "write -P 0x11 12345344 512",
+          "write -P 0x77 63M 1M"
+        ])
+        // A target that held something else before.
+        yield* DiskImage.qemuIo(back, "raw", ["write -P 0xff 30M 4M"])
+        yield* Effect.scoped(Effect.gen(function*() {
+          const daemon = yield* serve({
+            exports: [
+              { image: { _tag: "raw", path: raw }, writable: false },
+              { image: { _tag: "qcow2", path: qcow2 } },
+              { image: { _tag: "raw", path: back } }
+            ]
+          })
+          const [first, second, third] = daemon.exports
+          const source = yield* open(first.socketPath, { readOnly: true })
+          const middle = yield* open(second!.socketPath)
+          const target = yield* open(third!.socketPath)
+          expectGrowth(yield* Stream.runCollect(copy(source, middle)), SIZE)
+          const progress = yield* Stream.runCollect(copy(middle, target))
+          expectGrowth(progress, SIZE)
+          expect(progress.at(-1)?.zeroes).toBe(SIZE - 5 * MiB - GRAIN)
+        }))
+        yield* run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, qcow2)
+        yield* run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, back)
+        yield* run("cmp", raw, back)
+        const used = (path: string) => statSync(path).blocks * 512
+        expect(used(back)).toBeLessThanOrEqual((used(raw) + GRAIN) * 1.05)
+        // Besides the data: its own tables.
+        expect(used(qcow2)).toBeLessThanOrEqual((used(raw) + GRAIN) * 1.05 + 512 * KiB)
+      })
+  )
 })

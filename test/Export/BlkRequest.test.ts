@@ -9,8 +9,8 @@ import { Schema } from "effect"
 import { type BlkRequest, decode, segmentsOf, uses } from "../../src/Export/BlkRequest.ts"
 import { Chain } from "../../src/Export/DeviceRing.ts"
 import { RequestType, Status } from "../../src/Wire/VirtioBlk.ts"
-import { random } from "../support/FakeDevice.ts"
 import { type Laid, layRequest, type RequestOptions } from "../support/FakeRing.ts"
+import { random } from "../support/random.ts"
 import { type ExportRing, withRing } from "./exportRing.ts"
 
 const seeds = Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 2 ** 31 }))

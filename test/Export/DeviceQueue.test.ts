@@ -12,8 +12,8 @@ import * as Message from "../../src/Wire/VhostUserMessage.ts"
 import { FeatureBit, RequestType, Status } from "../../src/Wire/VirtioBlk.ts"
 import { BlockStore, type Export } from "../../src/index.ts"
 import { pattern, watched } from "../BlockStore/WatchedStore.ts"
-import { random } from "../support/FakeDevice.ts"
 import * as FakeFrontend from "../support/FakeFrontend.ts"
+import { random } from "../support/random.ts"
 import { leavesNothing, live } from "../support/resources.ts"
 
 const CAPACITY = 1 << 20

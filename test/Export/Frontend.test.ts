@@ -22,7 +22,7 @@ import {
 } from "../../src/Wire/VirtioBlk.ts"
 import { BlockStore } from "../../src/index.ts"
 import * as FakeFrontend from "../support/FakeFrontend.ts"
-import { randomNumbers } from "../support/daemon.ts"
+import { random as randomNumbers } from "../support/random.ts"
 import { descriptors, leavesNothing, live } from "../support/resources.ts"
 
 const { FrontendRequest, ProtocolFeature } = Message

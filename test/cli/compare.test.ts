@@ -10,7 +10,7 @@ import { copyFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend } from "../support/backends.ts"
-import { MiB, onDaemon } from "../support/daemon.ts"
+import { MiB, onBackend } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
 import {
   convert,
@@ -27,7 +27,7 @@ import {
 const SIZE = 3 * MiB + 512
 
 describe("files", () => {
-  onDaemon("that are the same, with and without holes: exit 0", () =>
+  onBackend("that are the same, with and without holes: exit 0", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -49,7 +49,7 @@ describe("files", () => {
       })
     }))
 
-  onDaemon("that differ in one byte, at any place: its offset, and exit 1", () =>
+  onBackend("that differ in one byte, at any place: its offset, and exit 1", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const bytes = noise(SIZE)
@@ -68,7 +68,7 @@ describe("files", () => {
       }
     }), 60_000)
 
-  onDaemon("that differ where one has a hole", () =>
+  onBackend("that differ where one has a hole", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 64 * MiB, [])
@@ -85,7 +85,7 @@ describe("files", () => {
       }
     }))
 
-  onDaemon("of different size are different, at the shorter one's end if not before", () =>
+  onBackend("of different size are different, at the shorter one's end if not before", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const bytes = noise(SIZE)
@@ -118,7 +118,7 @@ describe("files", () => {
       })
     }))
 
-  onDaemon("the exit code tells the difference also where nobody reads the answer", () =>
+  onBackend("the exit code tells the difference also where nobody reads the answer", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB, 1))
@@ -128,7 +128,7 @@ describe("files", () => {
       expect(yield* outcome).toStrictEqual({ exit: 1, stdout: "", stderr: "" })
     }))
 
-  onDaemon("an answer that cannot be written is an error: ENOSPC", () =>
+  onBackend("an answer that cannot be written is an error: ENOSPC", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB))
@@ -165,7 +165,7 @@ describe("usage", () => {
 })
 
 forEachBackend("exports", (backend) => {
-  onDaemon(
+  onBackend(
     "two of them, and one with the image it serves; blocks of another size do not matter",
     () =>
       Effect.gen(function*() {
@@ -189,7 +189,7 @@ forEachBackend("exports", (backend) => {
       })
   )
 
-  onDaemon("a disk that dies is neither the same nor different", () =>
+  onBackend("a disk that dies is neither the same nor different", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 64 * MiB, [])
@@ -202,7 +202,7 @@ forEachBackend("exports", (backend) => {
       expect(said).toMatchObject({ exit: 1, stdout: "" })
     }))
 
-  onDaemon("SIGINT ends it with 130", () =>
+  onBackend("SIGINT ends it with 130", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 64 * MiB, [])

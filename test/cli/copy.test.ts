@@ -14,7 +14,7 @@ import { fileURLToPath } from "node:url"
 import { describePosition, draw } from "../../src/cli/ProgressBar.ts"
 import { slow, type Zeroes } from "../support/Backend.ts"
 import { forEachBackend, makeImage } from "../support/backends.ts"
-import { MiB, onDaemon } from "../support/daemon.ts"
+import { MiB, onBackend } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
 import {
   allocatedBytes,
@@ -80,7 +80,7 @@ describe("usage", () => {
 })
 
 describe("between files", () => {
-  onDaemon("copies, and says bytes, zeroes, seconds and rate", () =>
+  onBackend("copies, and says bytes, zeroes, seconds and rate", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -92,7 +92,7 @@ describe("between files", () => {
       expect(sameFiles(path("a"), path("b"))).toBe(true)
     }))
 
-  onDaemon("--json is one object, and stderr stays empty", () =>
+  onBackend("--json is one object, and stderr stays empty", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -108,7 +108,7 @@ describe("between files", () => {
       expect(JSON.parse((yield* blkio(...args, "--verify")).stdout)).toMatchObject({ verified: true })
     }))
 
-  onDaemon("a sparse copy takes no more room than its source, also over old data", () =>
+  onBackend("a sparse copy takes no more room than its source, also over old data", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -121,7 +121,7 @@ describe("between files", () => {
       }
     }))
 
-  onDaemon(
+  onBackend(
     "skips holes without reading them: 256 GiB of nothing are copied and verified in no time",
     () =>
       Effect.gen(function*() {
@@ -134,7 +134,7 @@ describe("between files", () => {
       })
   )
 
-  onDaemon("a smaller target grows, a larger one keeps its size and its end", () =>
+  onBackend("a smaller target grows, a larger one keeps its size and its end", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB, 1))
@@ -150,7 +150,7 @@ describe("between files", () => {
       expect(large.subarray(MiB).equals(noise(2 * MiB + 100, 3).subarray(MiB))).toBe(true)
     }))
 
-  onDaemon("an empty source is an empty copy", () =>
+  onBackend("an empty source is an empty copy", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), "")
@@ -159,7 +159,7 @@ describe("between files", () => {
       expect(statSync(path("b")).size).toBe(0)
     }))
 
-  onDaemon("any depth and block size give the same copy", () =>
+  onBackend("any depth and block size give the same copy", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -170,7 +170,7 @@ describe("between files", () => {
       }
     }))
 
-  onDaemon("a source that cannot be read leaves no target behind", () =>
+  onBackend("a source that cannot be read leaves no target behind", () =>
     Effect.gen(function*() {
       const path = yield* folder
       mkdirSync(path("directory"))
@@ -191,7 +191,7 @@ describe("between files", () => {
       }
     }))
 
-  onDaemon("a target that cannot be made", () =>
+  onBackend("a target that cannot be made", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB))
@@ -200,7 +200,7 @@ describe("between files", () => {
       expect([exit, stdout]).toStrictEqual([1, ""])
     }))
 
-  onDaemon("a store is not copied onto itself, by whatever name", () =>
+  onBackend("a store is not copied onto itself, by whatever name", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB))
@@ -210,7 +210,7 @@ describe("between files", () => {
       expect(exit).toBe(2)
     }))
 
-  onDaemon("is done although nobody reads what it says", () =>
+  onBackend("is done although nobody reads what it says", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a"))
@@ -224,7 +224,7 @@ describe("between files", () => {
 
 forEachBackend("with exports", (backend) => {
   for (const format of backend.formats) {
-    onDaemon(`raw to ${format} to raw is what it was, and as small`, () =>
+    onBackend(`raw to ${format} to raw is what it was, and as small`, () =>
       Effect.gen(function*() {
         const path = yield* folder
         writeTypicalImage(path("a.raw"))
@@ -244,7 +244,7 @@ forEachBackend("with exports", (backend) => {
       }))
   }
 
-  onDaemon("from export to export, of which the first is read-only", () =>
+  onBackend("from export to export, of which the first is read-only", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("a.raw"))
@@ -256,7 +256,7 @@ forEachBackend("with exports", (backend) => {
       expect(sameFiles(path("a.raw"), path("b.raw"))).toBe(true)
     }))
 
-  onDaemon("a target that is too small, read-only, or has larger blocks", () =>
+  onBackend("a target that is too small, read-only, or has larger blocks", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(2 * MiB))
@@ -281,7 +281,7 @@ forEachBackend("with exports", (backend) => {
       expect((yield* blkio("copy", source, large.device)).exit).toBe(0)
     }))
 
-  onDaemon("--verify finds the first byte that did not arrive", () =>
+  onBackend("--verify finds the first byte that did not arrive", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeImage(path("a"), 8 * MiB, [[3 * MiB + 4101, noise(3)], [5 * MiB, noise(512)]])
@@ -297,7 +297,7 @@ forEachBackend("with exports", (backend) => {
       }
     }))
 
-  onDaemon(
+  onBackend(
     "a block that cannot be written: EIO, the disk, the offset, and that the target is incomplete",
     () =>
       Effect.gen(function*() {
@@ -317,7 +317,7 @@ forEachBackend("with exports", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "a backend that is killed in mid-copy: exit 1, ENOTCONN, the offset, and no word of success",
     () =>
       Effect.gen(function*() {
@@ -335,7 +335,7 @@ forEachBackend("with exports", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "SIGINT in mid-copy: exit 130, what is missing, and the export serves the next",
     () =>
       Effect.gen(function*() {
@@ -353,7 +353,7 @@ forEachBackend("with exports", (backend) => {
       })
   )
 
-  onDaemon("off a terminal it says how far it is by lines, a second apart", () =>
+  onBackend("off a terminal it says how far it is by lines, a second apart", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { device } = yield* serveDevice(backend, slowSource)
@@ -377,7 +377,7 @@ if (!scriptIsHere) console.warn("SKIPPED: the progress bar on a terminal: there 
 
 describe.skipIf(!scriptIsHere)("on a terminal", () => {
   forEachBackend("copying", (backend) => {
-    onDaemon("it draws a bar in place, erases it, and leaves the result", () =>
+    onBackend("it draws a bar in place, erases it, and leaves the result", () =>
       Effect.gen(function*() {
         const path = yield* folder
         const { device } = yield* serveDevice(backend, slowSource)

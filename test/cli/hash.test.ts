@@ -10,7 +10,7 @@ import { createHash } from "node:crypto"
 import { writeFileSync } from "node:fs"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, makeImage } from "../support/backends.ts"
-import { MiB, onDaemon } from "../support/daemon.ts"
+import { MiB, onBackend } from "../support/daemon.ts"
 import { blkio, start } from "./blkio.ts"
 import {
   convert,
@@ -39,7 +39,7 @@ const xxHashInput = (length: number) => {
 }
 
 describe("known vectors", () => {
-  onDaemon("of each algorithm", () =>
+  onBackend("of each algorithm", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const vectors: ReadonlyArray<readonly [string, Uint8Array, string]> = [
@@ -65,7 +65,7 @@ describe("known vectors", () => {
 })
 
 describe("of a file", () => {
-  onDaemon("is that of sha256sum, holes or none, at any depth", () =>
+  onBackend("is that of sha256sum, holes or none, at any depth", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeTypicalImage(path("sparse"))
@@ -80,7 +80,7 @@ describe("of a file", () => {
       }
     }))
 
-  onDaemon("--json is one object", () =>
+  onBackend("--json is one object", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB))
@@ -93,7 +93,7 @@ describe("of a file", () => {
       expect(report["seconds"]).toBeGreaterThan(0)
     }))
 
-  onDaemon("that is not whole blocks is refused: its end would be left out", () =>
+  onBackend("that is not whole blocks is refused: its end would be left out", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(1000))
@@ -129,7 +129,7 @@ describe("usage", () => {
 
 forEachBackend("of an export", (backend) => {
   for (const format of backend.formats) {
-    onDaemon(`of a ${format} image, which is read-only, is that of its raw form`, () =>
+    onBackend(`of a ${format} image, which is read-only, is that of its raw form`, () =>
       Effect.gen(function*() {
         const path = yield* folder
         writeTypicalImage(path("a.raw"))
@@ -148,7 +148,7 @@ forEachBackend("of an export", (backend) => {
       }))
   }
 
-  onDaemon("of one that was written a moment ago", () =>
+  onBackend("of one that was written a moment ago", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const image = yield* makeImage(backend.formats.at(-1) ?? "raw", 8 * MiB)
@@ -159,7 +159,7 @@ forEachBackend("of an export", (backend) => {
       expect((yield* blkio("hash", device)).stdout).toBe(`${expected}  ${device}\n`)
     }))
 
-  onDaemon("a disk that dies gives no hash", () =>
+  onBackend("a disk that dies gives no hash", () =>
     Effect.gen(function*() {
       const { device, kill, pid } = yield* serveDeviceApart(backend, slow(500))
       const { outcome } = yield* start("hash", device)
@@ -170,7 +170,7 @@ forEachBackend("of an export", (backend) => {
       expect(said).toMatchObject({ exit: 1, stdout: "" })
     }))
 
-  onDaemon("SIGINT ends it with 130, and the next client is served", () =>
+  onBackend("SIGINT ends it with 130, and the next client is served", () =>
     Effect.gen(function*() {
       const { device, pid } = yield* serveDevice(backend, slow(500))
       const { child, outcome } = yield* start("hash", device)

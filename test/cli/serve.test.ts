@@ -13,7 +13,7 @@ import { createConnection } from "node:net"
 import { fileURLToPath } from "node:url"
 import { parseBytes } from "../../src/cli/format.ts"
 import { slow } from "../support/Backend.ts"
-import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
 import { exportBackend } from "../support/exportBackend.ts"
 import { blkio, start } from "./blkio.ts"
 import { deviceOn, folder, inUse, noise, serveDevice, serveDeviceApart } from "./stores.ts"
@@ -111,7 +111,7 @@ describe("usage", () => {
       expect([exit, stdout]).toStrictEqual([2, ""])
     }))
 
-  onDaemon("what cannot be opened, or made: exit code 1", () =>
+  onBackend("what cannot be opened, or made: exit code 1", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("half"), new Uint8Array(1000))
@@ -164,7 +164,7 @@ describe("usage", () => {
     }
   })
 
-  onDaemon("what lies in memory is a source, and no target", () =>
+  onBackend("what lies in memory is a source, and no target", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("a"), noise(MiB))
@@ -181,7 +181,7 @@ describe("usage", () => {
 })
 
 describe("stores", () => {
-  onDaemon("file: what was written is in the file, at the size it had", () =>
+  onBackend("file: what was written is in the file, at the size it had", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("disk"), new Uint8Array(MiB))
@@ -197,7 +197,7 @@ describe("stores", () => {
       expect(readFileSync(path("disk")).equals(expected)).toBe(true)
     }))
 
-  onDaemon("overlay: reads as its base, takes writes, and leaves the base as it is", () =>
+  onBackend("overlay: reads as its base, takes writes, and leaves the base as it is", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("base"), noise(MiB))
@@ -219,7 +219,7 @@ describe("stores", () => {
       expect(readFileSync(path("base")).equals(noise(MiB))).toBe(true)
     }))
 
-  onDaemon("memory: zeroes, that keep what is written while they are served", () =>
+  onBackend("memory: zeroes, that keep what is written while they are served", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { stop } = yield* serve("memory:64M", path("s"))
@@ -234,7 +234,7 @@ describe("stores", () => {
       expect(yield* stop).toMatchObject({ exit: 0 })
     }))
 
-  onDaemon("a device: serves on what another backend serves", () =>
+  onBackend("a device: serves on what another backend serves", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("disk"), new Uint8Array(MiB))
@@ -254,7 +254,7 @@ describe("stores", () => {
 })
 
 describe("options", () => {
-  onDaemon("--read-only refuses writes, and a file that nobody may write is served", () =>
+  onBackend("--read-only refuses writes, and a file that nobody may write is served", () =>
     Effect.gen(function*() {
       const path = yield* folder
       writeFileSync(path("disk"), noise(MiB), { mode: 0o444 })
@@ -272,7 +272,7 @@ describe("options", () => {
       }
     }))
 
-  onDaemon(
+  onBackend(
     "--queues and --block-size are what the front-end sees, and --no-write-cache and --serial are taken",
     () =>
       Effect.gen(function*() {
@@ -291,7 +291,7 @@ describe("options", () => {
 })
 
 describe("the socket", () => {
-  onDaemon("of a server that lives is EADDRINUSE for another, which leaves it alone", () =>
+  onBackend("of a server that lives is EADDRINUSE for another, which leaves it alone", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { stop } = yield* serve("memory:1M", path("s"))
@@ -303,7 +303,7 @@ describe("the socket", () => {
       expect(yield* stop).toMatchObject({ exit: 0 })
     }))
 
-  onDaemon("of one that was killed is taken over", () =>
+  onBackend("of one that was killed is taken over", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const first = yield* serve("memory:1M", path("s"))
@@ -321,7 +321,7 @@ describe("the socket", () => {
 
 describe("its end", () => {
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
-    onDaemon(
+    onBackend(
       `${signal} with requests in flight: exit code 0, no socket, and ENOTCONN for the client`,
       () =>
         Effect.gen(function*() {
@@ -345,7 +345,7 @@ describe("its end", () => {
     )
   }
 
-  onDaemon("a second signal ends it at once", () =>
+  onBackend("a second signal ends it at once", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { device, kill, pid } = yield* serveDeviceApart(exportBackend, slow(1))
@@ -362,7 +362,7 @@ describe("its end", () => {
       yield* kill("SIGKILL")
     }))
 
-  onDaemon("a flush that fails is told, and exit code 1", () =>
+  onBackend("a flush that fails is told, and exit code 1", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { device, ended, kill } = yield* serveDeviceApart(exportBackend, slow(1))
@@ -376,7 +376,7 @@ describe("its end", () => {
 })
 
 describe("what it says", () => {
-  onDaemon("two clients, one after the other, each with its own figures, and then both", () =>
+  onBackend("two clients, one after the other, each with its own figures, and then both", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { stop, until } = yield* serve("memory:1M", path("s"))
@@ -404,7 +404,7 @@ describe("what it says", () => {
       expect([exit, stdout]).toStrictEqual([0, ""])
     }))
 
-  onDaemon(
+  onBackend(
     "of a front-end that breaks the protocol, which rule it broke; the next one is served",
     () =>
       Effect.gen(function*() {
@@ -455,7 +455,7 @@ describe("what it says", () => {
     { onExcessProperty: "error" }
   )
 
-  onDaemon("--json: an object a line on stdout, and nothing on stderr", () =>
+  onBackend("--json: an object a line on stdout, and nothing on stderr", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const { stop } = yield* serve("memory:1M", path("s"), "--json", "--queues", "2")
@@ -480,7 +480,7 @@ const scriptIsHere = spawnSync("script", ["--version"]).status === 0
 if (!scriptIsHere) console.warn("SKIPPED: the live line on a terminal: there is no program `script` on PATH")
 
 describe.skipIf(!scriptIsHere)("on a terminal", () => {
-  onDaemon("draws a live line in place, and erases it before anything else is said", () =>
+  onBackend("draws a live line in place, and erases it before anything else is said", () =>
     Effect.gen(function*() {
       const path = yield* folder
       const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))

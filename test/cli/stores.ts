@@ -4,7 +4,8 @@ import { execFileSync } from "node:child_process"
 import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs"
 import type { DiskImage } from "../../src/testing/index.ts"
 import type { Backend, Disk, Image, Served, ServeOptions } from "../support/Backend.ts"
-import { MiB, randomNumbers } from "../support/daemon.ts"
+import { MiB } from "../support/daemon.ts"
+import { random } from "../support/random.ts"
 
 /** The DEVICE at a socket. */
 export const deviceOn = (path: string): string => `virtio-blk-vhost-user,path=${path.replaceAll(",", ",,")}`
@@ -18,7 +19,7 @@ export const folder = Effect.gen(function*() {
 
 /** Bytes without a zero among them: a hole that is not there cannot hide. */
 export const noise = (length: number, seed = 1): Uint8Array => {
-  const below = randomNumbers(seed)
+  const below = random(seed)
   const block = Uint8Array.from({ length: 65_536 }, () => 1 + below(255))
   return new Uint8Array(length).map((_, i) => block[(i + (i >>> 16)) % block.length]!)
 }

@@ -19,7 +19,7 @@ import type { StartedDevice } from "../../src/BlockDevice.ts"
 import type { Any } from "../../src/Errno.ts"
 import { type IoQueue, MemoryRegion, VhostUser, VirtioBlk } from "../../src/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
-import { KiB, MiB, onDaemon, serveRaw, withSeed } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, serveRaw, withSeed } from "../support/daemon.ts"
 import { differences, page } from "./differences.ts"
 
 const SIZE = MiB
@@ -455,14 +455,14 @@ const scripts: ReadonlyArray<readonly [string, ReadonlyArray<string>, Parameters
 describe.skipIf(!qsdIsHere || !peerIsHere)("as libblkio", () => {
   const shown = new Set<number>()
   for (const [name, script, options] of scripts) {
-    onDaemon(name, () =>
+    onBackend(name, () =>
       Effect.map(compare(script, options), (excuses) => {
         for (const excuse of excuses) shown.add(excuse)
       }))
   }
 
   for (const kind of ["event", "poll"] as const) {
-    onDaemon(`random requests: ${kind} queue`, () =>
+    onBackend(`random requests: ${kind} queue`, () =>
       withSeed((random) => {
         const sector = () => random(SIZE / 512 + 2) * 512 + (random(25) === 0 ? random(512) : 0)
         const length = () => (1 + random(random(5) === 0 ? 600 : 16)) * 512 + (random(25) === 0 ? random(512) : 0)

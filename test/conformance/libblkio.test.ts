@@ -45,7 +45,7 @@ import * as Libc from "../../src/Native/Libc.ts"
 import { IoQueue, MemoryRegion, VhostUser, VirtioBlk } from "../../src/index.ts"
 import type { Backend } from "../support/Backend.ts"
 import { forEachBackend, makeImage } from "../support/backends.ts"
-import { at, KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { at, KiB, MiB, onBackend, open } from "../support/daemon.ts"
 
 const SIZE = MiB
 const OFFSET = 0x10000
@@ -79,7 +79,7 @@ const fill = (bytes: Uint8Array, seed: number): Uint8Array => {
 }
 
 forEachBackend("libblkio, before the start", (backend) => {
-  onDaemon("driver-name", () =>
+  onBackend("driver-name", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       expect(yield* created.properties.getString("driver")).toBe("virtio-blk-vhost-user")
@@ -90,7 +90,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       expect(yield* connected.properties.getString("driver")).toBe("virtio-blk-vhost-user")
     }))
 
-  onDaemon("error-msg", () =>
+  onBackend("error-msg", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       const [one, other] = yield* Effect.all([
@@ -102,7 +102,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       expect(one.message).not.toBe(other.message)
     }))
 
-  onDaemon("started: connecting and starting twice", () =>
+  onBackend("started: connecting and starting twice", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       // A plan may be carried out again and again; each connection is one of its own.
@@ -113,7 +113,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       expect(yield* tagOf(connected.start())).toBe("EBUSY")
     }))
 
-  onDaemon("started: a failed connect and a failed start can be tried again", () =>
+  onBackend("started: a failed connect and a failed start can be tried again", () =>
     Effect.gen(function*() {
       const nowhere = VirtioBlk.create(yield* VhostUser.make({ path: "/nowhere/disk.sock" }))
       for (let i = 0; i < 2; i++) expect(yield* tagOf(Effect.scoped(nowhere.connect))).toBe("ENOENT")
@@ -125,7 +125,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       yield* connected.start()
     }))
 
-  onDaemon("capacity", () =>
+  onBackend("capacity", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       expect(yield* tagOf(created.properties.getUnknown("capacity"))).toBe("ENODEV")
@@ -136,7 +136,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       expect(yield* device.properties.get("capacity")).toBe(SIZE)
     }))
 
-  onDaemon("block-limits", () =>
+  onBackend("block-limits", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       const connected = yield* created.connect
@@ -173,7 +173,7 @@ forEachBackend("libblkio, before the start", (backend) => {
       }
     }))
 
-  onDaemon("fd", () =>
+  onBackend("fd", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       expect(yield* created.properties.get("fd")).toBe(-1)
@@ -182,13 +182,13 @@ forEachBackend("libblkio, before the start", (backend) => {
       expect(yield* tagOf(created.properties.setString("path", "/elsewhere"))).toBe("EACCES")
     }))
 
-  onDaemon("read-short, growing_file: skipped, since no virtio-blk device can-grow", () =>
+  onBackend("read-short, growing_file: skipped, since no virtio-blk device can-grow", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       expect(yield* created.properties.get("can-grow")).toBe(false)
     }))
 
-  onDaemon("poll-queues, add-remove-queues: how many there may be", () =>
+  onBackend("poll-queues, add-remove-queues: how many there may be", () =>
     Effect.gen(function*() {
       const { created } = yield* fixture(backend)
       const connected = yield* created.connect
@@ -211,7 +211,7 @@ forEachBackend("libblkio, before the start", (backend) => {
 })
 
 forEachBackend("libblkio, queues and memory", (backend) => {
-  onDaemon("get-queue", () =>
+  onBackend("get-queue", () =>
     Effect.gen(function*() {
       const { disk } = yield* started(backend)
       for (const index of [-1, 1, 2, 2 ** 31, NaN]) {
@@ -221,7 +221,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
       yield* disk.queue(0).flush()
     }))
 
-  onDaemon("poll-queues: no completion fd, and requests of every kind work", () =>
+  onBackend("poll-queues: no completion fd, and requests of every kind work", () =>
     Effect.gen(function*() {
       const { bytes, queue } = yield* started(backend, "poll")
       expect(queue.completionFd).toStrictEqual(Option.none())
@@ -230,7 +230,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
       yield* queue.read(0, bytes)
     }))
 
-  onDaemon("alloc-mem-region", () =>
+  onBackend("alloc-mem-region", () =>
     Effect.gen(function*() {
       const { disk } = yield* started(backend)
       const scope = yield* Scope.make()
@@ -245,7 +245,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
       }
     }))
 
-  onDaemon("auto-free-mem-regions", () =>
+  onBackend("auto-free-mem-regions", () =>
     Effect.gen(function*() {
       const fds = yield* Effect.scoped(Effect.gen(function*() {
         const { disk } = yield* started(backend)
@@ -255,7 +255,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
       for (const fd of fds) expect(() => fstatSync(fd)).toThrow("EBADF")
     }))
 
-  onDaemon("map-mem-region", () =>
+  onBackend("map-mem-region", () =>
     Effect.gen(function*() {
       const { disk, queue } = yield* started(backend)
       const fd = yield* Effect.acquireRelease(
@@ -275,7 +275,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
       yield* disk.unmap(region)
     }))
 
-  onDaemon("map-mem-region-invalid", () =>
+  onBackend("map-mem-region-invalid", () =>
     Effect.gen(function*() {
       const { disk } = yield* started(backend)
       expect(yield* disk.properties.get("mem-region-alignment")).toBe(1)
@@ -294,7 +294,7 @@ forEachBackend("libblkio, queues and memory", (backend) => {
 
 for (const kind of ["event", "poll"] as const) {
   forEachBackend(`libblkio, requests on ${kind} queues`, (backend) => {
-    onDaemon("read, write, polled", () =>
+    onBackend("read, write, polled", () =>
       Effect.gen(function*() {
         const { bytes, image, queue } = yield* started(backend, kind)
         const [source, target] = [fill(bytes.subarray(0, 4 * KiB), 1), bytes.subarray(4 * KiB, 8 * KiB)]
@@ -307,7 +307,7 @@ for (const kind of ["event", "poll"] as const) {
         yield* backend.verify(image, [[OFFSET, 4 * KiB, 0xa5]])
       }))
 
-    onDaemon("readv, writev", () =>
+    onBackend("readv, writev", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const source = fill(bytes.subarray(0, 4 * KiB), 2)
@@ -317,7 +317,7 @@ for (const kind of ["event", "poll"] as const) {
         expect(target).toStrictEqual(source)
       }))
 
-    onDaemon("write-fua", () =>
+    onBackend("write-fua", () =>
       Effect.gen(function*() {
         const { bytes, flushes, image, queue } = yield* started(backend, kind)
         const source = bytes.subarray(0, 4 * KiB).fill(0x3c)
@@ -331,7 +331,7 @@ for (const kind of ["event", "poll"] as const) {
         expect(source.every((byte) => byte === 0)).toBe(true)
       }))
 
-    onDaemon("write-zeroes", () =>
+    onBackend("write-zeroes", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const buffer = bytes.subarray(0, 4 * KiB)
@@ -343,16 +343,16 @@ for (const kind of ["event", "poll"] as const) {
         }
       }))
 
-    onDaemon("discard", () =>
+    onBackend("discard", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         yield* queue.write(OFFSET, bytes)
         yield* queue.discard(OFFSET, 64 * KiB)
       }))
 
-    onDaemon("flush", () => Effect.flatMap(started(backend, kind), ({ queue }) => queue.flush()))
+    onBackend("flush", () => Effect.flatMap(started(backend, kind), ({ queue }) => queue.flush()))
 
-    onDaemon("read-invalid-flags", () =>
+    onBackend("read-invalid-flags", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const buffer = bytes.subarray(0, 512)
@@ -365,7 +365,7 @@ for (const kind of ["event", "poll"] as const) {
         yield* queue.read(0, buffer)
       }))
 
-    onDaemon("read-only", () =>
+    onBackend("read-only", () =>
       Effect.gen(function*() {
         const { socketPath } = yield* fixture(backend)
         const disk = yield* open(socketPath, {
@@ -382,7 +382,7 @@ for (const kind of ["event", "poll"] as const) {
         yield* queue.flush()
       }))
 
-    onDaemon("user-data: every request comes back once", () =>
+    onBackend("user-data: every request comes back once", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const requests = Array.from(
@@ -396,7 +396,7 @@ for (const kind of ["event", "poll"] as const) {
         )
       }))
 
-    onDaemon("queue-full", () =>
+    onBackend("queue-full", () =>
       Effect.gen(function*() {
         const QUEUE_SIZE = 16
         const MAX = 8
@@ -417,7 +417,7 @@ for (const kind of ["event", "poll"] as const) {
         expect(yield* tagOf(queue.completions({ min: 1 }))).toBe("EINVAL")
       }))
 
-    onDaemon("timeout", () =>
+    onBackend("timeout", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const read = { _tag: "read", offset: 0, buffer: bytes } as const
@@ -433,7 +433,7 @@ for (const kind of ["event", "poll"] as const) {
         }
       }))
 
-    onDaemon("do_io_interruptible: what is interrupted loses nothing", () =>
+    onBackend("do_io_interruptible: what is interrupted loses nothing", () =>
       Effect.gen(function*() {
         const { bytes, queue } = yield* started(backend, kind)
         const read = { _tag: "read", offset: 0, buffer: bytes } as const
@@ -452,7 +452,7 @@ for (const kind of ["event", "poll"] as const) {
 }
 
 forEachBackend("libblkio, completion descriptors", (backend) => {
-  onDaemon("get-completion-fd", () =>
+  onBackend("get-completion-fd", () =>
     Effect.gen(function*() {
       const { bytes, queue } = yield* started(backend)
       const fd = Option.getOrThrow(queue.completionFd)
@@ -470,7 +470,7 @@ forEachBackend("libblkio, completion descriptors", (backend) => {
       expect((yield* queue.completions({ min: 0 })).length).toBe(1)
     }))
 
-  onDaemon("set-completion-fd", () =>
+  onBackend("set-completion-fd", () =>
     Effect.gen(function*() {
       const { bytes, queue } = yield* started(backend)
       const fd = Option.getOrThrow(queue.completionFd)
@@ -506,13 +506,13 @@ const blkio = (...args: ReadonlyArray<string>) =>
   Effect.promise(() => promisify(execFile)(process.execPath, ["src/cli/main.ts", ...args]))
 
 forEachBackend("libblkio's tools", (backend) => {
-  onDaemon("blkio-info.sh", () =>
+  onBackend("blkio-info.sh", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* fixture(backend)
       expect((yield* blkio("info", `virtio-blk-vhost-user,path=${socketPath}`)).stdout).toContain(String(SIZE))
     }))
 
-  onDaemon("blkio-bench.sh", () =>
+  onBackend("blkio-bench.sh", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* fixture(backend)
       const { stdout } = yield* blkio(
@@ -527,7 +527,7 @@ forEachBackend("libblkio's tools", (backend) => {
 })
 
 forEachBackend("what libblkio gets wrong", (backend) => {
-  onDaemon(
+  onBackend(
     "start + length that wraps, and lengths past 2^32 sectors, are EINVAL and do not reach the device",
     () =>
       Effect.gen(function*() {
@@ -545,7 +545,7 @@ forEachBackend("what libblkio gets wrong", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "toggling the write cache (flush-needed) is noticed by a refresh, and FUA then takes a flush",
     () =>
       Effect.gen(function*() {
@@ -556,7 +556,7 @@ forEachBackend("what libblkio gets wrong", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "completions come with the wrong one first, and asking for more than there are notifies nobody",
     () =>
       Effect.gen(function*() {

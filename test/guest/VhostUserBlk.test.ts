@@ -16,7 +16,7 @@ import { DiskImage } from "../../src/testing/index.ts"
 import * as Cli from "../cli/blkio.ts"
 import { noise } from "../cli/stores.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
-import { imagePath, MiB, onDaemon, serve } from "../support/daemon.ts"
+import { imagePath, MiB, onBackend, serve } from "../support/daemon.ts"
 import * as Guest from "./Guest.ts"
 import { environment, guestIsHere } from "./requirement.ts"
 
@@ -120,7 +120,7 @@ for (const backend of [ours, daemon]) {
   describe.skipIf(!guestIsHere || !backend.isHere)(`a guest's disk, on ${backend.name}`, () => {
     const size = 64 * MiB
 
-    onDaemon("holds a file system that is sound, and found again by the next boot", () =>
+    onBackend("holds a file system that is sound, and found again by the next boot", () =>
       Effect.gen(function*() {
         const image = yield* imagePath("disk.raw")
         yield* DiskImage.createRaw(image, size)
@@ -147,7 +147,7 @@ for (const backend of [ours, daemon]) {
         expect(contentIn(image)).toStrictEqual(content)
       }), testTimeoutMs)
 
-    onDaemon("is read-only where it is served so, and stays as the host made it", () =>
+    onBackend("is read-only where it is served so, and stays as the host made it", () =>
       Effect.gen(function*() {
         const image = yield* imagePath("disk.raw")
         const folder = join(dirname(image), "content")
@@ -170,7 +170,7 @@ for (const backend of [ours, daemon]) {
 }
 
 describe.skipIf(!guestIsHere || !qsdIsHere)("a guest", () => {
-  onDaemon("that fails ends the test with what it said", () =>
+  onBackend("that fails ends the test with what it said", () =>
     Effect.gen(function*() {
       const image = yield* imagePath("disk.raw")
       yield* DiskImage.createRaw(image, MiB)

@@ -8,14 +8,14 @@ import * as Libc from "../../src/Native/Libc.ts"
 import type { IoQueue } from "../../src/index.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
-import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
 import { descriptors, isCloseOnExec } from "../support/resources.ts"
 
 const QUEUE_SIZE = 16
 
 forEachBackend("completions by hand", (backend) => {
   for (const kind of ["event", "adaptive", "poll"] as const) {
-    onDaemon(`come each once though the ring overflows: ${kind}`, () =>
+    onBackend(`come each once though the ring overflows: ${kind}`, () =>
       Effect.gen(function*() {
         const { socketPath } = yield* serveRaw(backend, MiB)
         const disk = yield* open(socketPath, {
@@ -46,7 +46,7 @@ forEachBackend("completions by hand", (backend) => {
       }))
   }
 
-  onDaemon("not there in time stay to be taken, and too many asked for are refused", () =>
+  onBackend("not there in time stay to be taken, and too many asked for are refused", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(300))
       const disk = yield* open(socketPath)
@@ -71,7 +71,7 @@ forEachBackend("completions by hand", (backend) => {
       expect(yield* queue.completions({ min: 0 })).toStrictEqual([])
     }))
 
-  onDaemon("are signalled to a foreign event loop, that does not miss any", () =>
+  onBackend("are signalled to a foreign event loop, that does not miss any", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)
@@ -104,7 +104,7 @@ forEachBackend("completions by hand", (backend) => {
       expect((yield* queue.completions()).length).toBe(1)
     }))
 
-  onDaemon("of several streams and calls on one queue do not get mixed up", () =>
+  onBackend("of several streams and calls on one queue do not get mixed up", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath, { queueSize: QUEUE_SIZE })
@@ -145,7 +145,7 @@ forEachBackend("completions by hand", (backend) => {
       ])
     }))
 
-  onDaemon("of a stream whose source fails come before its error", () =>
+  onBackend("of a stream whose source fails come before its error", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)

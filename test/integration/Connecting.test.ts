@@ -1,7 +1,7 @@
 /**
  * Goal: connecting says why it fails, and coming and going leaves nothing behind, however often and whenever interrupted.
  * Method: each backend, other clients on its sockets, a thousand open/close cycles, interruption at random moments with a
- * printed seed; descriptors and mappings are counted by {@link onDaemon}, those of a backend in this process among them.
+ * printed seed; descriptors and mappings are counted by {@link onBackend}, those of a backend in this process among them.
  */
 import { expect } from "@effect/vitest"
 import { Cause, Effect, Exit, Fiber, Scope, Stream } from "effect"
@@ -10,7 +10,7 @@ import * as Libc from "../../src/Native/Libc.ts"
 import { VhostUser, VirtioBlk } from "../../src/index.ts"
 import { slow, type Zeroes } from "../support/Backend.ts"
 import { forEachBackend, serveRaw, serveRawApart } from "../support/backends.ts"
-import { at, imagePath, KiB, MiB, onDaemon, open, withSeed } from "../support/daemon.ts"
+import { at, imagePath, KiB, MiB, onBackend, open, withSeed } from "../support/daemon.ts"
 import { startProgram } from "../support/program.ts"
 import * as Resources from "../support/resources.ts"
 
@@ -38,7 +38,7 @@ const monitor = Effect.gen(function*() {
 })
 
 forEachBackend("connecting", (backend) => {
-  onDaemon(
+  onBackend(
     "a second client is told that there may be another one, and comes in when the first has left",
     () =>
       Effect.gen(function*() {
@@ -60,7 +60,7 @@ forEachBackend("connecting", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "where nothing is, ENOENT; where nobody listens, ECONNREFUSED; where no backend talks, a typed error",
     () =>
       Effect.gen(function*() {
@@ -79,7 +79,7 @@ forEachBackend("connecting", (backend) => {
       })
   )
 
-  onDaemon("takes a connected socket over by its descriptor, once", () =>
+  onBackend("takes a connected socket over by its descriptor, once", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const fd = Libc.createUnixSocket()
@@ -96,7 +96,7 @@ forEachBackend("connecting", (backend) => {
       expect(yield* Effect.flip(Effect.scoped(file.connect))).toMatchObject({ _tag: "EBADF" })
     }))
 
-  onDaemon(`${CYCLES} times leaves the process as it was`, () =>
+  onBackend(`${CYCLES} times leaves the process as it was`, () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
       const before = Resources.count()
@@ -110,7 +110,7 @@ forEachBackend("connecting", (backend) => {
       }
     }), 120_000)
 
-  onDaemon(
+  onBackend(
     "interrupted at any moment leaves the process at once as it was, and the backend fit for the next",
     () =>
       withSeed((random) =>
@@ -158,7 +158,7 @@ forEachBackend("connecting", (backend) => {
     60_000
   )
 
-  onDaemon(
+  onBackend(
     "interrupting a request gives its buffer back only when the device has let go of it",
     () =>
       Effect.gen(function*() {
@@ -184,7 +184,7 @@ forEachBackend("connecting", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "two devices in one process, and one in another process, work at the same time",
     () =>
       Effect.gen(function*() {
@@ -218,7 +218,7 @@ forEachBackend("connecting", (backend) => {
       })
   )
 
-  onDaemon("a device stays usable while another one of the same backend is stopped", () =>
+  onBackend("a device stays usable while another one of the same backend is stopped", () =>
     Effect.gen(function*() {
       const [first, second] = yield* backend.serveTogether([disk, disk])
       const kept = yield* open(first!.socketPath)

@@ -11,7 +11,7 @@ import { createHash } from "node:crypto"
 import { statSync } from "node:fs"
 import { type BlockDevice, IoQueue } from "../../src/index.ts"
 import { forEachBackend, makeImage, serveRaw } from "../support/backends.ts"
-import { KiB, MiB, onDaemon, open, withSeed } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open, withSeed } from "../support/daemon.ts"
 
 type Disk = typeof BlockDevice.Service
 
@@ -28,7 +28,7 @@ const fillPattern = (bytes: Uint8Array, offset: number, round: number): void => 
 
 forEachBackend("data", (backend) => {
   for (const format of backend.formats) {
-    onDaemon(
+    onBackend(
       `written here is found in the image, and what is in the image is read here: ${format}`,
       () =>
         Effect.gen(function*() {
@@ -82,7 +82,7 @@ forEachBackend("data", (backend) => {
     )
   }
 
-  onDaemon("travels in requests of many segments and of many MiB", () =>
+  onBackend("travels in requests of many segments and of many MiB", () =>
     Effect.gen(function*() {
       const { facts, socketPath } = yield* serveRaw(backend, 128 * MiB)
       const disk = yield* open(socketPath, { queueSize: 16 })
@@ -117,7 +117,7 @@ forEachBackend("data", (backend) => {
     }))
 
   for (const kind of ["event", "adaptive", "poll"] as const) {
-    onDaemon(
+    onBackend(
       `is what an array would hold after many random requests in flight: ${kind}`,
       () =>
         withSeed((random) =>
@@ -231,7 +231,7 @@ const writeAndVerify = Effect.fnUntraced(function*(
 
 forEachBackend("jobs that write and verify", (backend) => {
   for (const kind of ["event", "adaptive", "poll"] as const) {
-    onDaemon(
+    onBackend(
       `of all block sizes and depths, random and sequential: ${kind}`,
       () =>
         withSeed((random) =>

@@ -9,7 +9,7 @@ import type { BlockDevice } from "../../src/index.ts"
 import { type IoQueue, MemoryRegion } from "../../src/index.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw, serveRawApart } from "../support/backends.ts"
-import { at, KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { at, KiB, MiB, onBackend, open } from "../support/daemon.ts"
 import { descriptors } from "../support/resources.ts"
 
 const QUEUE_SIZE = 16
@@ -87,7 +87,7 @@ const askAll = Effect.fnUntraced(
 
 forEachBackend("a backend that is gone", (backend) => {
   for (const kind of ["event", "adaptive", "poll"] as const) {
-    onDaemon(`fails what is in flight with ENOTCONN when it is killed: ${kind} queue`, () =>
+    onBackend(`fails what is in flight with ENOTCONN when it is killed: ${kind} queue`, () =>
       Effect.gen(function*() {
         const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
         const disk = yield* open(socketPath, {
@@ -105,7 +105,7 @@ forEachBackend("a backend that is gone", (backend) => {
       }))
   }
 
-  onDaemon(
+  onBackend(
     "fails those who take completions slowly, and those who wait for them to be taken",
     () =>
       Effect.gen(function*() {
@@ -137,7 +137,7 @@ forEachBackend("a backend that is gone", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "ends a stream that is interrupted after the device died, and one whose reader is slow",
     () =>
       Effect.gen(function*() {
@@ -162,7 +162,7 @@ forEachBackend("a backend that is gone", (backend) => {
       })
   )
 
-  onDaemon("fails mapping and unmapping, whenever it is killed", () =>
+  onBackend("fails mapping and unmapping, whenever it is killed", () =>
     Effect.gen(function*() {
       for (let delayMs = 0; delayMs < 10; delayMs++) {
         yield* Effect.scoped(Effect.gen(function*() {
@@ -179,7 +179,7 @@ forEachBackend("a backend that is gone", (backend) => {
       }
     }))
 
-  onDaemon("fails connecting and starting, whenever it is killed", () =>
+  onBackend("fails connecting and starting, whenever it is killed", () =>
     Effect.gen(function*() {
       for (let delayMs = 0; delayMs < 10; delayMs++) {
         yield* Effect.scoped(Effect.gen(function*() {
@@ -196,7 +196,7 @@ forEachBackend("a backend that is gone", (backend) => {
       }
     }))
 
-  onDaemon("is told by a stopped backend's silence: ETIMEDOUT after deviceTimeout", () =>
+  onBackend("is told by a stopped backend's silence: ETIMEDOUT after deviceTimeout", () =>
     Effect.gen(function*() {
       const { kill, socketPath } = yield* serveRawApart(backend, MiB)
       const disk = yield* open(socketPath, {
@@ -214,7 +214,7 @@ forEachBackend("a backend that is gone", (backend) => {
       yield* kill("SIGCONT")
     }))
 
-  onDaemon("is not presumed dead while it is slow but makes progress", () =>
+  onBackend("is not presumed dead while it is slow but makes progress", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(100))
       const disk = yield* open(socketPath, { deviceTimeout: "2 seconds" })
@@ -225,7 +225,7 @@ forEachBackend("a backend that is gone", (backend) => {
       yield* disk.queue(0).read(0, region.bytes)
     }))
 
-  onDaemon("or goes on without this export fails what comes after with ENOTCONN", () =>
+  onBackend("or goes on without this export fails what comes after with ENOTCONN", () =>
     Effect.gen(function*() {
       const { socketPath, withdraw } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)
@@ -238,7 +238,7 @@ forEachBackend("a backend that is gone", (backend) => {
 })
 
 forEachBackend("closing", (backend) => {
-  onDaemon("waits for what is in flight", () =>
+  onBackend("waits for what is in flight", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(200))
       const scope = yield* Scope.make()
@@ -258,7 +258,7 @@ forEachBackend("closing", (backend) => {
       expect(region.bytes.length).toBe(0)
     }))
 
-  onDaemon(
+  onBackend(
     "gives what a stopped backend does not answer up after closeTimeout: ESHUTDOWN",
     () =>
       Effect.gen(function*() {
@@ -278,7 +278,7 @@ forEachBackend("closing", (backend) => {
       })
   )
 
-  onDaemon("keeps the queues' descriptors until what is in flight has ended", () =>
+  onBackend("keeps the queues' descriptors until what is in flight has ended", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(300), { numQueues: 2 })
       for (const waiting of ["event", "adaptive"] as const) {
@@ -302,7 +302,7 @@ forEachBackend("closing", (backend) => {
       }
     }))
 
-  onDaemon("does not wait longer than the connection lives, however long it may wait", () =>
+  onBackend("does not wait longer than the connection lives, however long it may wait", () =>
     Effect.gen(function*() {
       const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
       const scope = yield* Scope.make()
@@ -321,7 +321,7 @@ forEachBackend("closing", (backend) => {
       expect(yield* endsOf([reading])).toStrictEqual(["ENOTCONN"])
     }))
 
-  onDaemon("does not wait longer than deviceTimeout for a silent device", () =>
+  onBackend("does not wait longer than deviceTimeout for a silent device", () =>
     Effect.gen(function*() {
       const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS))
       const scope = yield* Scope.make()
@@ -341,7 +341,7 @@ forEachBackend("closing", (backend) => {
       yield* kill("SIGCONT")
     }))
 
-  onDaemon("is clean when the backend was killed before", () =>
+  onBackend("is clean when the backend was killed before", () =>
     Effect.gen(function*() {
       const { ended, kill, socketPath } = yield* backend.serveApart(slow(0))
       const device = yield* at(socketPath)

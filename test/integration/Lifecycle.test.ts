@@ -7,10 +7,10 @@ import { expect } from "@effect/vitest"
 import { Config, ConfigProvider, Effect, Layer, Option } from "effect"
 import { BlockDevice, Properties, VhostUser, VirtioBlk } from "../../src/index.ts"
 import { forEachBackend, makeImage, serveRaw } from "../support/backends.ts"
-import { at, KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { at, KiB, MiB, onBackend, open } from "../support/daemon.ts"
 
 forEachBackend("the life of a device", (backend) => {
-  onDaemon(
+  onBackend(
     "a 4 MiB raw file with 4 queues has the golden properties, connected and started",
     () =>
       Effect.gen(function*() {
@@ -65,7 +65,7 @@ forEachBackend("the life of a device", (backend) => {
       })
   )
 
-  onDaemon("a larger block size becomes the alignment of requests", () =>
+  onBackend("a larger block size becomes the alignment of requests", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, 4 * MiB, { blockSize: 4 * KiB })
       const disk = yield* open(socketPath)
@@ -76,7 +76,7 @@ forEachBackend("the life of a device", (backend) => {
       yield* disk.queue(0).read(4 * KiB, region.bytes)
     }))
 
-  onDaemon(
+  onBackend(
     "names and values from outside answer with errnos, the state before the value",
     () =>
       Effect.gen(function*() {
@@ -110,30 +110,33 @@ forEachBackend("the life of a device", (backend) => {
       })
   )
 
-  onDaemon("a start that fails leaves the device connected, to be set right and started", () =>
-    Effect.gen(function*() {
-      const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
-      const connected = yield* Effect.flatMap(at(socketPath), ({ connect }) => connect)
-      const { properties } = connected
-      const refused = function*(settings: Parameters<typeof properties.set>[0]) {
-        yield* properties.set(settings)
-        expect(yield* Effect.flip(connected.start())).toMatchObject({ _tag: "EINVAL", operation: "start" })
-        yield* properties.set({ numQueues: 1, numPollQueues: 0, queueSize: 256 })
-      }
-      yield* Effect.gen(() => refused({ numQueues: 3 }))
-      yield* Effect.gen(() => refused({ numQueues: 2, numPollQueues: 1 }))
-      yield* Effect.gen(() => refused({ numQueues: 0 }))
-      expect(yield* Effect.flip(properties.set({ queueSize: 65536 }))).toMatchObject({ _tag: "EINVAL" })
-      expect(yield* Effect.flip(connected.start({ deviceTimeout: -1 }))).toMatchObject({ _tag: "EINVAL" })
-      expect(yield* Effect.flip(connected.start({ closeTimeout: "-1 seconds" }))).toMatchObject({ _tag: "EINVAL" })
-      yield* properties.set({ numQueues: 2 })
-      const started = yield* connected.start()
-      expect(yield* Effect.flip(connected.start())).toMatchObject({ _tag: "EBUSY" })
-      const region = yield* started.allocate(4 * KiB)
-      yield* started.queue(1).read(0, region.bytes)
-    }))
+  onBackend(
+    "a start that fails leaves the device connected, to be set right and started",
+    () =>
+      Effect.gen(function*() {
+        const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
+        const connected = yield* Effect.flatMap(at(socketPath), ({ connect }) => connect)
+        const { properties } = connected
+        const refused = function*(settings: Parameters<typeof properties.set>[0]) {
+          yield* properties.set(settings)
+          expect(yield* Effect.flip(connected.start())).toMatchObject({ _tag: "EINVAL", operation: "start" })
+          yield* properties.set({ numQueues: 1, numPollQueues: 0, queueSize: 256 })
+        }
+        yield* Effect.gen(() => refused({ numQueues: 3 }))
+        yield* Effect.gen(() => refused({ numQueues: 2, numPollQueues: 1 }))
+        yield* Effect.gen(() => refused({ numQueues: 0 }))
+        expect(yield* Effect.flip(properties.set({ queueSize: 65536 }))).toMatchObject({ _tag: "EINVAL" })
+        expect(yield* Effect.flip(connected.start({ deviceTimeout: -1 }))).toMatchObject({ _tag: "EINVAL" })
+        expect(yield* Effect.flip(connected.start({ closeTimeout: "-1 seconds" }))).toMatchObject({ _tag: "EINVAL" })
+        yield* properties.set({ numQueues: 2 })
+        const started = yield* connected.start()
+        expect(yield* Effect.flip(connected.start())).toMatchObject({ _tag: "EBUSY" })
+        const region = yield* started.allocate(4 * KiB)
+        yield* started.queue(1).read(0, region.bytes)
+      })
+  )
 
-  onDaemon("the largest and the smallest ring work", () =>
+  onBackend("the largest and the smallest ring work", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       // QEMU's limit for a ring is 1024 descriptors.
@@ -153,7 +156,7 @@ forEachBackend("the life of a device", (backend) => {
       }
     }))
 
-  onDaemon("event and poll queues each have their indices from 0", () =>
+  onBackend("event and poll queues each have their indices from 0", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 4 })
       const disk = yield* open(socketPath, { numQueues: 1, numPollQueues: 3, queueSize: 32 })
@@ -182,7 +185,7 @@ forEachBackend("the life of a device", (backend) => {
       }
     }))
 
-  onDaemon("a created device can be connected again and again", () =>
+  onBackend("a created device can be connected again and again", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const device = yield* at(socketPath)
@@ -209,7 +212,7 @@ forEachBackend("layers", (backend) => {
     return disk.queues.length
   }).pipe(Effect.scoped)
 
-  onDaemon("build a device from options and from configuration, in one step and in two", () =>
+  onBackend("build a device from options and from configuration, in one step and in two", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB, { numQueues: 2 })
       const transport = VhostUser.layer({ path: socketPath })
@@ -233,7 +236,7 @@ forEachBackend("layers", (backend) => {
       expect(yield* capacity.pipe(Effect.provide(connected))).toBe(MiB)
     }))
 
-  onDaemon("fail with the typed error of what is wrong", () =>
+  onBackend("fail with the typed error of what is wrong", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const transport = VhostUser.layer({ path: socketPath })
@@ -246,7 +249,7 @@ forEachBackend("layers", (backend) => {
       yield* roundTrip.pipe(Effect.provide(VirtioBlk.layer().pipe(Layer.provide(transport))))
     }))
 
-  onDaemon("two devices are two services: one export is copied to another", () =>
+  onBackend("two devices are two services: one export is copied to another", () =>
     Effect.gen(function*() {
       class Source extends BlockDevice.Tag<Source>()("Source") {}
       class Target extends BlockDevice.Tag<Target>()("Target") {}

@@ -9,7 +9,7 @@ import { closeSync, ftruncateSync, openSync, unlinkSync } from "node:fs"
 import { MemoryRegion } from "../../src/index.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
-import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
 
 /** A file in memory whose descriptor the application owns. */
 const memoryFile = (length: number) =>
@@ -25,7 +25,7 @@ const memoryFile = (length: number) =>
   )
 
 forEachBackend("memory regions", (backend) => {
-  onDaemon(
+  onBackend(
     "can be mapped up to max-mem-regions and no further, and the device stays well",
     () =>
       Effect.gen(function*() {
@@ -59,7 +59,7 @@ forEachBackend("memory regions", (backend) => {
       })
   )
 
-  onDaemon(
+  onBackend(
     "are refused where they are mapped already or overlap, before the device is asked",
     () =>
       Effect.gen(function*() {
@@ -89,7 +89,7 @@ forEachBackend("memory regions", (backend) => {
       })
   )
 
-  onDaemon("of the application's own file reach the device at their offset", () =>
+  onBackend("of the application's own file reach the device at their offset", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)
@@ -109,7 +109,7 @@ forEachBackend("memory regions", (backend) => {
       expect(yield* Effect.flip(disk.queue(0).read(0, whole.bytes))).toMatchObject({ _tag: "EFAULT" })
     }))
 
-  onDaemon(
+  onBackend(
     "are unknown to the queues once unmapped, and their stale views are empty once released",
     () =>
       Effect.gen(function*() {
@@ -133,7 +133,7 @@ forEachBackend("memory regions", (backend) => {
       })
   )
 
-  onDaemon("are waited for while requests use them; what waits in line is refused", () =>
+  onBackend("are waited for while requests use them; what waits in line is refused", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(200))
       const disk = yield* open(socketPath, { queueSize: 4 })
@@ -163,7 +163,7 @@ forEachBackend("memory regions", (backend) => {
       expect(ends.lastIndexOf("success")).toBeLessThan(ends.indexOf("released"))
     }))
 
-  onDaemon("serve reads and writes of odd sizes at odd places", () =>
+  onBackend("serve reads and writes of odd sizes at odd places", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath)

@@ -7,7 +7,7 @@ import { Effect, Fiber, Stream } from "effect"
 import { IoQueue } from "../../src/index.ts"
 import type { Backend, Facts } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
-import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
 
 const CAPACITY = 64 * MiB
 const QUEUE_SIZE = 16
@@ -107,7 +107,7 @@ const prepare = Effect.fnUntraced(function*(backend: Backend) {
 })
 
 forEachBackend("requests that are wrong", (backend) => {
-  onDaemon("answer with their errno, and the next one works: request and answer", () =>
+  onBackend("answer with their errno, and the next one works: request and answer", () =>
     Effect.gen(function*() {
       const { buffer, queue, wrong } = yield* prepare(backend)
       for (const [name, request, errno] of wrong) {
@@ -121,7 +121,7 @@ forEachBackend("requests that are wrong", (backend) => {
       }
     }))
 
-  onDaemon("become completions of their own in a stream, and do not hold up the others", () =>
+  onBackend("become completions of their own in a stream, and do not hold up the others", () =>
     Effect.gen(function*() {
       const { buffer, queue, wrong } = yield* prepare(backend)
       const good = { _tag: "read", offset: 0, buffer: buffer.subarray(0, 512) } as const
@@ -132,7 +132,7 @@ forEachBackend("requests that are wrong", (backend) => {
       for (const { error, request } of completions) expect(error?._tag).toBe(errnoOf.get(request))
     }))
 
-  onDaemon("are counted among the completions that were asked for, by hand", () =>
+  onBackend("are counted among the completions that were asked for, by hand", () =>
     Effect.gen(function*() {
       const { buffer, queue, wrong } = yield* prepare(backend)
       const good = { _tag: "read", offset: 0, buffer: buffer.subarray(0, 512) } as const
@@ -156,7 +156,7 @@ forEachBackend("requests that are wrong", (backend) => {
       expect(yield* queue.completions({ min: 0 })).toStrictEqual([])
     }))
 
-  onDaemon("on a started device leave it in working order for the other queues", () =>
+  onBackend("on a started device leave it in working order for the other queues", () =>
     Effect.gen(function*() {
       const { disk } = yield* prepare(backend)
       const region = yield* disk.allocate(4 * KiB)
@@ -168,7 +168,7 @@ forEachBackend("requests that are wrong", (backend) => {
 })
 
 forEachBackend("a read-only export", (backend) => {
-  onDaemon("starts only where that is wanted, and refuses to be written", () =>
+  onBackend("starts only where that is wanted, and refuses to be written", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB, { readOnly: true, numQueues: 2 })
       const error = yield* Effect.flip(Effect.scoped(open(socketPath)))
@@ -199,7 +199,7 @@ forEachBackend("a read-only export", (backend) => {
       expect(yield* Effect.flip(queue.write(100, region.bytes))).toMatchObject({ _tag: "EINVAL" })
     }))
 
-  onDaemon("refuses to be written where only the user wants it so", () =>
+  onBackend("refuses to be written where only the user wants it so", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, MiB)
       const disk = yield* open(socketPath, { readOnly: true })

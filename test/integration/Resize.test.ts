@@ -6,10 +6,10 @@
 import { expect } from "@effect/vitest"
 import { Effect, Fiber, Stream } from "effect"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
-import { KiB, MiB, onDaemon, open } from "../support/daemon.ts"
+import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
 
 forEachBackend("a resized disk", (backend) => {
-  onDaemon(
+  onBackend(
     "changes its capacity where the backend tells of it; where it does not, the old one stays",
     () =>
       Effect.gen(function*() {
@@ -58,7 +58,7 @@ forEachBackend("a resized disk", (backend) => {
       })
   )
 
-  onDaemon("under load loses no request", () =>
+  onBackend("under load loses no request", () =>
     Effect.gen(function*() {
       const { resize, socketPath } = yield* serveRaw(backend, 4 * MiB)
       const disk = yield* open(socketPath)

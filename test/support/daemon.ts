@@ -1,7 +1,7 @@
 /**
  * Real daemons and devices on them, for integration tests.
  *
- * A test made by {@link onDaemon} runs on the real clock, in a Scope, and must end with every daemon it started gone and
+ * A test made by {@link onBackend} runs on the real clock, in a Scope, and must end with every daemon it started gone and
  * with the descriptors and mappings it began with.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
@@ -11,6 +11,7 @@ import { existsSync } from "node:fs"
 import { expect } from "vitest"
 import { VhostUser, VirtioBlk } from "../../src/index.ts"
 import { DiskImage, QemuStorageDaemon } from "../../src/testing/index.ts"
+import { random } from "./random.ts"
 import { leavesNothing } from "./resources.ts"
 
 export const KiB = 1024
@@ -20,7 +21,7 @@ export const MiB = 1024 * KiB
 const started = new Set<number>()
 
 /** A test that leaves nothing behind, not even a daemon. */
-export const onDaemon = <A, E>(
+export const onBackend = <A, E>(
   name: string,
   body: () => Effect.Effect<A, E, Scope.Scope | NodeServices.NodeServices>,
   timeoutMs?: number
@@ -35,18 +36,14 @@ export const onDaemon = <A, E>(
     timeoutMs
   )
 
-/** Has {@link onDaemon} see that a process has gone with its test. */
+/** Has {@link onBackend} see that a process has gone with its test. */
 export const mustEnd = (pid: number): void => {
   started.add(pid)
 }
 
-/** Starts a daemon that {@link onDaemon} sees gone. */
+/** Starts a daemon that {@link onBackend} sees gone. */
 export const serve = (options: QemuStorageDaemon.Options) =>
   Effect.tap(QemuStorageDaemon.make(options), ({ pid }) => Effect.sync(() => mustEnd(pid)))
-
-/** A disk without contents whose requests take `latencyMs` each: to have some in flight when something happens. */
-export const slowDisk = (latencyMs: number, numQueues = 1) =>
-  ({ image: { _tag: "null-co", size: 64 * MiB, readZeroes: true, latencyMs }, numQueues }) as const
 
 /** A path for an image in a folder that goes with the Scope. */
 export const imagePath = (name: string) =>
@@ -82,22 +79,11 @@ export const open = (
 /** QEMU's major version, for what 7.2 and 10 do differently. */
 export const majorOf = ({ version }: QemuStorageDaemon.Daemon): number => Number.parseInt(version, 10)
 
-/** Numbers that look random and come again with the same seed (mulberry32): whole, from 0 to `below` - 1. */
-export const randomNumbers = (seed: number) => {
-  let state = seed >>> 0
-  return (below: number): number => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return Math.floor(((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32 * below)
-  }
-}
-
 /** Runs what follows with a seed that a failure tells. */
 export const withSeed = <A, E, R>(body: (random: (below: number) => number) => Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const seed = Number(process.env["TEST_SEED"] ?? Math.floor(Math.random() * 2 ** 32))
-    return body(randomNumbers(seed)).pipe(
+    return body(random(seed)).pipe(
       Effect.onError(() => Effect.sync(() => console.error(`failed with TEST_SEED=${seed}`)))
     )
   })
