@@ -33,7 +33,7 @@ const isCurrent = (): boolean => {
 }
 
 const missing = [
-  ...["qemu-system-x86_64", "mke2fs", "e2fsck", "debugfs"].filter((program) =>
+  ...["qemu-system-x86_64", "qemu-storage-daemon", "vdpa", "mke2fs", "e2fsck", "debugfs"].filter((program) =>
     !environment.PATH.split(":").some((folder) => existsSync(join(folder, program)))
   ),
   ...isCurrent() ? [] : [`a current cache in ${folder}`]
