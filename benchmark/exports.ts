@@ -10,7 +10,7 @@ import { Console, Effect, FileSystem } from "effect"
 import { DiskImage, QemuStorageDaemon } from "effect-blkio/testing"
 import { ChildProcess } from "effect/process"
 import { existsSync } from "node:fs"
-import { arch, cpus, version } from "node:os"
+import { arch, cpus, release } from "node:os"
 import { measure } from "./measure.ts"
 
 const [, , rounds = "5", seconds = "1"] = process.argv
@@ -43,7 +43,7 @@ const program = Effect.gen(function*() {
   ]
   yield* Console.log(
     `4 KiB random reads, kIOPS, medians of ${rounds} rounds of ${seconds} s in turn, and medians of the ratios to the first; `
-      + `${cpus().length} × ${cpus()[0]?.model.trim()}, ${arch()}, ${version()}, Node ${process.version}`
+      + `${cpus().length} × ${cpus()[0]?.model.trim()}, ${arch()}, Linux ${release()}, Node ${process.version}`
   )
   for (const depth of DEPTHS) {
     const found = servers.map(({ name, path }) => ({ name, path, kiops: [] as Array<number> }))

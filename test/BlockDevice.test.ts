@@ -312,24 +312,27 @@ forEachBackend("the memory of a device", (backend) => {
 })
 
 forEachBackend("a call that is interrupted", (backend) => {
-  onBackend("lets go at once, of a read and of a write; the device's answer harms nobody", () =>
-    Effect.gen(function*() {
-      const { socketPath } = yield* backend.serve(slow(400))
-      const disk = yield* open(socketPath)
-      const memory = new Uint8Array(4 * KiB).fill(0xee)
-      const began = performance.now()
-      for (const effect of [disk.read(0, [memory]), disk.write(0, [memory]), disk.writeBytes(512, memory)]) {
-        const fiber = yield* Effect.forkChild(effect, now)
-        yield* Effect.sleep(20)
-        expect(fiber.pollUnsafe()).toBeUndefined()
-        yield* Fiber.interrupt(fiber)
-      }
-      expect(performance.now() - began).toBeLessThan(350)
-      yield* Effect.sleep(500)
-      // The read's data came too late to be wanted.
-      expectBytes(memory, new Uint8Array(4 * KiB).fill(0xee))
-      yield* disk.flush
-    }))
+  onBackend(
+    "lets go at once, of a read and of a write; the device's answer harms nobody",
+    () =>
+      Effect.gen(function*() {
+        const { socketPath } = yield* backend.serve(slow(400))
+        const disk = yield* open(socketPath)
+        const memory = new Uint8Array(4 * KiB).fill(0xee)
+        const began = performance.now()
+        for (const effect of [disk.read(0, [memory]), disk.write(0, [memory]), disk.writeBytes(512, memory)]) {
+          const fiber = yield* Effect.forkChild(effect, now)
+          yield* Effect.sleep(20)
+          expect(fiber.pollUnsafe()).toBeUndefined()
+          yield* Fiber.interrupt(fiber)
+        }
+        expect(performance.now() - began).toBeLessThan(350)
+        yield* Effect.sleep(500)
+        // The read's data came too late to be wanted.
+        expectBytes(memory, new Uint8Array(4 * KiB).fill(0xee))
+        yield* disk.flush
+      })
+  )
 
   onBackend("waits where the device has the caller's own buffer", () =>
     Effect.gen(function*() {

@@ -81,7 +81,8 @@ export interface StartedDevice {
   readonly pollQueue: (index: number) => IoQueue.IoQueue
   /** Allocates `length` bytes of memory for buffers and maps it for the device, until the Scope closes. */
   readonly allocate: (
-    length: number
+    length: number,
+    options?: MemoryRegion.AllocateOptions
   ) => Effect.Effect<MemoryRegion.MemoryRegion, MemoryRegion.MemoryError | MapError, Scope.Scope>
   /**
    * Maps a region for the device. EINVAL: misaligned, released, or mapped already; EEXIST: overlaps a mapped one; ENOSPC:
@@ -224,9 +225,9 @@ export const start = Effect.fnUntraced(function*(
     pollQueues: polled,
     queue: (index) => queues[index] ?? IoQueue.absent("event", index, queues.length),
     pollQueue: (index) => polled[index] ?? IoQueue.absent("poll", index, polled.length),
-    allocate: (length) =>
+    allocate: (length, allocateOptions) =>
       Effect.tap(
-        MemoryRegion.allocate(length),
+        MemoryRegion.allocate(length, allocateOptions),
         (region) =>
           Effect.acquireRelease(map(region), () =>
             // Where the region goes because the device does, in whatever order, it waits no longer than closing may.

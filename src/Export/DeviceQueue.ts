@@ -62,8 +62,11 @@ interface InFlight {
 
 /** How long a busy queue keeps the event loop to itself. */
 const BUSY_SLICE_MS = 0.5
-/** The most requests that are taken before those that ended are shown to the driver. */
-const MAX_BATCH = 64
+/**
+ * The most requests that are taken before those that ended are shown to the driver, which goes on with them meanwhile. With a
+ * memory store and 32 in flight, 64 gave a third of the throughput of 8 or 16.
+ */
+const MAX_BATCH = 8
 
 /** One request queue. */
 export class DeviceQueue {

@@ -71,6 +71,21 @@ const isLength = Schema.is(Length)
 const isOffset = Schema.is(Offset)
 
 /**
+ * How a region is allocated.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AllocateOptions {
+  /**
+   * Take huge pages, of the system's default size: the length must be a multiple of it (2 MiB on x86-64), and there must be
+   * as many free (`/proc/sys/vm/nr_hugepages`), or it is ENOMEM. A device then finds its way through memory with fewer
+   * steps. Default false.
+   */
+  readonly hugePages?: boolean
+}
+
+/**
  * Allocates a region of `length` bytes (1 to 2^33) of zeroed memory: a close-on-exec memfd that is sealed against
  * shrinking, mapped shared. It shows in `/proc/self/maps` as `/memfd:effect-blkio`.
  *
@@ -89,12 +104,18 @@ const isOffset = Schema.is(Offset)
  * @category constructors
  * @since 0.1.0
  */
-export const allocate = (length: number): Effect.Effect<MemoryRegion, MemoryError, Scope.Scope> =>
+export const allocate = (
+  length: number,
+  { hugePages = false }: AllocateOptions = {}
+): Effect.Effect<MemoryRegion, MemoryError, Scope.Scope> =>
   isLength(length)
-    ? acquire("allocate", () => {
-      const fd = Libc.createMemoryFile("effect-blkio", length)
-      return mapped(fd, 0, length)
-    })
+    ? acquire(
+      "allocate",
+      () => mapped(Libc.createMemoryFile("effect-blkio", length, hugePages), 0, length),
+      hugePages
+        ? `${length} bytes of huge pages: must be whole ones, and free (/proc/sys/vm/nr_hugepages)`
+        : undefined
+    )
     : Effect.fail(
       new Errno.EINVAL({ operation: "allocate", detail: `length ${length} must be a whole number from 1 to 2^33` })
     )
@@ -142,9 +163,13 @@ const mapped = (fd: number, fdOffset: number, length: number): Owned => {
   }
 }
 
-const acquire = (operation: string, open: () => Owned): Effect.Effect<MemoryRegion, MemoryError, Scope.Scope> =>
+const acquire = (
+  operation: string,
+  open: () => Owned,
+  detail = "the system refused the memory"
+): Effect.Effect<MemoryRegion, MemoryError, Scope.Scope> =>
   Effect.acquireRelease(
-    Effect.try({ try: open, catch: (error) => typed(operation, error) }),
+    Effect.try({ try: open, catch: (error) => typed(operation, detail, error) }),
     ({ mapping, region }) =>
       Effect.sync(() => {
         Libc.unmap(mapping)
@@ -152,14 +177,14 @@ const acquire = (operation: string, open: () => Owned): Effect.Effect<MemoryRegi
       })
   ).pipe(Effect.map(({ region }) => region))
 
-const typed = (operation: string, error: unknown): MemoryError => {
+const typed = (operation: string, detail: string, error: unknown): MemoryError => {
   if (error instanceof Errno.EINVAL) return error
   if (error instanceof SyscallError) {
     return Errno.fromNumber(
       error.errno,
       ["EINVAL", "EBADF", "EACCES", "ENODEV", "ENOMEM", "EMFILE", "ENFILE"],
-      { operation, detail: "the system refused the memory", syscall: error.syscall }
+      { operation, detail, syscall: error.syscall }
     )
   }
-  return new Errno.EIO({ operation, detail: "the system refused the memory", cause: error })
+  return new Errno.EIO({ operation, detail, cause: error })
 }

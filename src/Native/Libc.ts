@@ -56,6 +56,7 @@ const mapMemory: (...args: ReadonlyArray<unknown>) => number | bigint = libc.fun
 // include/uapi/linux/{memfd,fcntl,eventfd,mman}.h, include/linux/socket.h
 const MFD_CLOEXEC = 1
 const MFD_ALLOW_SEALING = 2
+const MFD_HUGETLB = 4
 const F_DUPFD_CLOEXEC = 1030
 const F_ADD_SEALS = 1033
 const F_GET_SEALS = 1034
@@ -103,10 +104,12 @@ export const duplicate = (fd: number): number => {
 
 /**
  * Creates anonymous memory of `length` bytes as a file that cannot shrink, so that a mapping of it can never fault.
- * `name` shows in `/proc/self/maps` as `/memfd:name`.
+ * `name` shows in `/proc/self/maps` as `/memfd:name`. With `huge`, it is made of the system's huge pages, of which `length`
+ * must be a multiple; they are taken when it is mapped.
  */
-export const createMemoryFile = (name: string, length: number): number => {
-  const fd = check("memfd_create", calls.memfdCreate(name, MFD_CLOEXEC | MFD_ALLOW_SEALING))
+export const createMemoryFile = (name: string, length: number, huge = false): number => {
+  const flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0)
+  const fd = check("memfd_create", calls.memfdCreate(name, flags))
   try {
     check("ftruncate", calls.ftruncate(fd, length))
     check("fcntl", calls.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK))

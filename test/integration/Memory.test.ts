@@ -5,7 +5,7 @@
  */
 import { expect } from "@effect/vitest"
 import { Effect, Exit, Fiber, Scope } from "effect"
-import { closeSync, ftruncateSync, openSync, unlinkSync } from "node:fs"
+import { closeSync, ftruncateSync, openSync, readFileSync, unlinkSync } from "node:fs"
 import { MemoryRegion } from "../../src/index.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
@@ -24,7 +24,37 @@ const memoryFile = (length: number) =>
     (fd) => Effect.sync(() => closeSync(fd))
   )
 
+/** What /proc/meminfo says of huge pages, in pages and in bytes. */
+const hugePages = (): { readonly free: number; readonly bytes: number } => {
+  const text = readFileSync("/proc/meminfo", "utf8")
+  const value = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(text)?.[1] ?? 0)
+  return { free: value("HugePages_Free"), bytes: value("Hugepagesize") * KiB }
+}
+
 forEachBackend("memory regions", (backend) => {
+  onBackend(
+    "of huge pages serve like others where there are some, and are ENOMEM where there are none",
+    () =>
+      Effect.gen(function*() {
+        const { bytes, free } = hugePages()
+        const { socketPath } = yield* serveRaw(backend, 4 * MiB)
+        const disk = yield* open(socketPath)
+        const odd = yield* Effect.flip(Effect.scoped(disk.allocate(4 * KiB, { hugePages: true })))
+        expect(odd).toMatchObject({ _tag: "EINVAL", detail: expect.stringContaining("4096 bytes of huge pages") })
+        const many = yield* Effect.flip(Effect.scoped(disk.allocate((free + 1) * bytes, { hugePages: true })))
+        expect(many).toMatchObject({ _tag: "ENOMEM", detail: expect.stringContaining("nr_hugepages") })
+        if (free === 0) return console.error("no huge pages are free: only their absence was tested")
+        const region = yield* disk.allocate(bytes, { hugePages: true })
+        region.bytes.fill(0x5a)
+        yield* disk.queue(0).write(0, region.bytes.subarray(0, MiB))
+        region.bytes.fill(0)
+        yield* disk.queue(0).read(0, region.bytes.subarray(bytes - MiB))
+        expect(region.bytes.at(-1)).toBe(0x5a)
+        yield* disk.unmap(region)
+        expect(hugePages().free).toBe(free - 1)
+      })
+  )
+
   onBackend(
     "can be mapped up to max-mem-regions and no further, and the device stays well",
     () =>
