@@ -17,6 +17,8 @@ export interface KernelCalls {
   /** The same on the thread pool. Answers the descriptor (negative where it failed) and the errno. */
   readonly openPooled: (path: string, done: (fd: number, errno: number) => void) => void
   readonly close: (fd: number) => void
+  /** The same on the thread pool, for a device whose driver resets it then. */
+  readonly closePooled: (fd: number, done: () => void) => void
   /** Asks a driver for something at once; what it changes is in `argument` afterwards. Answers what it returns. */
   readonly ioctl: (fd: number, request: number, argument: Libc.IoctlArgument) => number
   /** The same on the thread pool, for what may take long. Answers what it returns (negative where it failed) and the errno. */
@@ -45,6 +47,7 @@ export const Kernel = Context.Reference<KernelCalls>("effect-blkio/Native/Kernel
     open: Libc.openDevice,
     openPooled: Libc.openDevicePooled,
     close: Libc.close,
+    closePooled: Libc.closePooled,
     ioctl: Libc.ioctl,
     ioctlPooled: Libc.ioctlPooled,
     readAt: Libc.readAt,

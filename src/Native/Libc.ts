@@ -418,6 +418,7 @@ const bindPooled = (definition: string): PooledCall => {
 }
 
 const pooled = {
+  close: bindPooled("int close(int fd)"),
   fallocate: bindPooled("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
   ioctl: bindPooled("int ioctl(int fd, unsigned long request, uintptr_t argument)"),
   lseek: bindPooled("int64_t lseek(int fd, int64_t offset, int whence)"),
@@ -467,6 +468,9 @@ export const openDevicePooled = (path: string, done: (fd: number, errno: number)
   const bytes = outsideHeap(Buffer.from(`${path}\0`))
   pooled.open([Number(koffi.address(bytes)), O_RDWR | O_CLOEXEC, 0], holding(bytes, done))
 }
+
+/** Closes a device on the thread pool, since its driver may reset it then. An error is not reported, as by {@link close}. */
+export const closePooled = (fd: number, done: () => void): void => pooled.close([fd], () => done())
 
 /** What an ioctl is given: a number, or memory that it reads and writes. */
 export type IoctlArgument = number | Uint8Array

@@ -90,5 +90,9 @@ export const acquire = <const T extends Errno.Tag>(
   Effect.flatMap(Kernel, (kernel) =>
     Effect.acquireRelease(
       call(() => open(kernel), { operation: CONNECT, ...meaning }),
-      (fd) => Effect.sync(() => kernel.close(fd))
+      (fd) => close(kernel, fd)
     ))
+
+/** Closes a descriptor. With that of a device the kernel resets it, which takes its time. */
+export const close = (kernel: KernelCalls, fd: number): Effect.Effect<void> =>
+  Effect.callback((resume) => kernel.closePooled(fd, () => resume(Exit.void)))

@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import { Kernel } from "../Native/Kernel.ts"
 import * as Vfio from "../Wire/VfioIoctl.ts"
-import { acquire, call, callPooled, CONNECT, decoded, OPEN_TAGS, OPERATION } from "./VfioCall.ts"
+import { acquire, call, callPooled, close, CONNECT, decoded, OPEN_TAGS, OPERATION } from "./VfioCall.ts"
 import type { PciFunction } from "./VfioFunction.ts"
 import {
   type Attached,
@@ -93,7 +93,7 @@ export const attach = Effect.fnUntraced(
         tags: ["ENODEV", "EPERM", "EBUSY", "EMFILE", "ENFILE"],
         detail: "VFIO does not give the device; is it still bound to vfio-pci?"
       }),
-      (fd) => Effect.sync(() => kernel.close(fd))
+      (fd) => close(kernel, fd)
     )
     return {
       device,

@@ -138,6 +138,12 @@ export class SimulatedVdpa {
   readonly kernel: KernelCalls = {
     open: (path) => this.open(path),
     openPooled: (path, done) => this.#pooled("open", () => this.open(path), done),
+    closePooled: (fd, done) => {
+      setImmediate(() => {
+        this.kernel.close(fd)
+        done()
+      })
+    },
     close: (fd) => {
       this.log.push("close")
       Libc.close(fd)

@@ -157,6 +157,12 @@ export class SimulatedVfio {
       if (kind === undefined) throw new SyscallError("open", ENOENT)
       return this.#openFd(kind)
     },
+    closePooled: (fd, done) => {
+      setImmediate(() => {
+        this.kernel.close(fd)
+        done()
+      })
+    },
     close: (fd) => {
       const kind = this.#fds.get(fd)
       if (kind === undefined) throw new SyscallError("close", EBADF)
