@@ -2,11 +2,33 @@ import { defineConfig } from "vitest/config"
 
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
     // A crash in native code then ends one test file, not the run.
     pool: "forks",
     testTimeout: 30_000,
     // One line a file, every failure in full, and the counts last, on a terminal and in CI alike.
-    reporters: ["default"]
+    reporters: ["default"],
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "host",
+          include: ["test/**/*.test.ts"],
+          exclude: ["test/guest/**"],
+          // Much of a test is waiting for another process, also where there are two processors only.
+          maxWorkers: 2,
+          sequence: { groupOrder: 0 }
+        }
+      },
+      {
+        extends: true,
+        test: {
+          name: "guest",
+          include: ["test/guest/**/*.test.ts"],
+          // An emulated guest takes the processors there are, so nothing else runs beside it.
+          maxWorkers: 1,
+          sequence: { groupOrder: 1 }
+        }
+      }
+    ]
   }
 })
