@@ -12,13 +12,13 @@ import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { inspect } from "node:util"
 import * as Errno from "../Errno.ts"
 import { type ConnectError, type Connection, type Recipe, Transport } from "./Transport.ts"
+import { checkTimeout } from "./TransportOptions.ts"
 import { OPERATION } from "./VfioCall.ts"
 import * as VfioCdev from "./VfioCdev.ts"
 import * as VfioDevice from "./VfioDevice.ts"
@@ -85,12 +85,9 @@ export const make = (options: Options): Effect.Effect<Recipe, Errno.EINVAL | Err
   const { path } = decoded.success
   if (path === "") return refuse("path must be set")
   if (path.includes("\0")) return refuse(`path ${inspect(path)} must have no zero byte`)
-  const { resetTimeout: limit = DEFAULT_RESET_TIMEOUT } = options
-  const resetTimeout = Duration.fromInput(limit)
-  if (Option.isNone(resetTimeout) || !Duration.isGreaterThan(resetTimeout.value, Duration.zero)) {
-    return refuse(`reset time limit ${inspect(limit)} must be a positive duration`)
-  }
-  const resetTimeoutMs = Duration.toMillis(resetTimeout.value)
+  const { resetTimeout = DEFAULT_RESET_TIMEOUT } = options
+  const resetTimeoutMs = checkTimeout(OPERATION, "reset", resetTimeout)
+  if (typeof resetTimeoutMs !== "number") return resetTimeoutMs
   const directory = VfioFunction.directoryOf(path)
   return Effect.succeed<Recipe>({
     driver: "virtio-blk-vfio-pci",

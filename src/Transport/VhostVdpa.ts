@@ -12,15 +12,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Result from "effect/Result"
-import * as Schema from "effect/Schema"
-import { inspect } from "node:util"
 import * as Errno from "../Errno.ts"
 import { Kernel, type KernelCalls } from "../Native/Kernel.ts"
 import * as Libc from "../Native/Libc.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
 import { type ConnectError, type Recipe, Transport } from "./Transport.ts"
+import { checkPathOrFd } from "./TransportOptions.ts"
 import { OPERATION } from "./VhostVdpaCalls.ts"
 import * as VhostVdpaConnection from "./VhostVdpaConnection.ts"
 
@@ -38,15 +35,6 @@ export interface Options {
   /** How long to wait for each call to the device. Default 60 s. */
   readonly replyTimeout?: Duration.Input
 }
-
-const decodeOptions = Schema.decodeUnknownResult(
-  Schema.Struct({
-    path: Schema.optionalKey(Schema.String),
-    fd: Schema.optionalKey(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 2 ** 31 - 1 }))),
-    replyTimeout: Schema.optionalKey(Schema.Unknown)
-  }),
-  { errors: "all", onExcessProperty: "error" }
-)
 
 /**
  * The time limit of a call where none is given: twice the 30 s after which the kernel itself gives up a process that serves a
@@ -73,18 +61,9 @@ export const DEFAULT_REPLY_TIMEOUT: Duration.Duration = Duration.seconds(60)
  * @since 0.1.0
  */
 export const make = (options: Options): Effect.Effect<Recipe, Errno.EINVAL> => {
-  const refuse = (detail: string) => Effect.fail(new Errno.EINVAL({ operation: OPERATION, detail }))
-  const decoded = decodeOptions(options)
-  if (Result.isFailure(decoded)) return refuse(decoded.failure.message)
-  const { fd, path } = decoded.success
-  if ((path === undefined || path === "") === (fd === undefined)) return refuse("one of path and fd must be set")
-  const { replyTimeout: limit = DEFAULT_REPLY_TIMEOUT } = options
-  const replyTimeout = Duration.fromInput(limit)
-  if (Option.isNone(replyTimeout) || !Duration.isGreaterThan(replyTimeout.value, Duration.zero)) {
-    return refuse(`reply time limit ${inspect(limit)} must be a positive duration`)
-  }
-  // Node's timers take 31 bits; a longer limit is none in practice.
-  const replyTimeoutMs = Math.min(Duration.toMillis(replyTimeout.value), 2 ** 31 - 1)
+  const checked = checkPathOrFd(OPERATION, options, DEFAULT_REPLY_TIMEOUT)
+  if ("_tag" in checked) return checked
+  const { fd, path, replyTimeoutMs } = checked
   const taken = { once: false }
   return Effect.succeed<Recipe>({
     driver: "virtio-blk-vhost-vdpa",
