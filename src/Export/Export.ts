@@ -87,7 +87,7 @@ export interface Export {
    * block size, or larger than the store. A store that changes its own size needs no telling.
    */
   readonly resize: (capacity: number) => Effect.Effect<void, Errno.EINVAL>
-  /** Tells of front-ends from now on, one event each, the last 64 of those that were not taken. */
+  /** Tells of front-ends: first of the last 64 events that there were, then of those to come. */
   readonly events: Stream.Stream<Event>
   readonly statistics: Statistics
 }
@@ -131,7 +131,7 @@ export const serve = Effect.fn("Export.serve")(function*(
 ): Effect.fn.Return<Export, ServeError, Scope.Scope> {
   const settings = check(store, options)
   if ("_tag" in settings) return yield* settings
-  const events = yield* PubSub.sliding<Event>(EVENTS_KEPT)
+  const events = yield* PubSub.sliding<Event>({ capacity: EVENTS_KEPT, replay: EVENTS_KEPT })
   const run = Effect.runForkWith(yield* Effect.context())
   let chosen = settings.capacity ?? Infinity
   let frontend: Frontend.Frontend | undefined
