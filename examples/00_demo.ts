@@ -9,6 +9,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, FileSystem, Layer, Path, Stream } from "effect"
 import { BlockDevice, Embedded, type IoQueue } from "effect-blkio"
+import { describe } from "effect-blkio/Properties"
 import { createHash } from "node:crypto"
 
 const MiB = 2 ** 20
@@ -119,11 +120,8 @@ const bench = Effect.gen(function*() {
 
 const program = Effect.gen(function*() {
   const disk = yield* BlockDevice
-  const { driver, maxQueues, maxSegments, queueSize, requestAlignment } = yield* disk.properties.getAll
-  yield* Console.log(
-    `connected by ${driver}: ${disk.capacity} bytes in blocks of ${requestAlignment}, ${maxQueues} queues of ${queueSize} `
-      + `descriptors, ${maxSegments} segments a request`
-  )
+  yield* Console.log("connected; its properties:")
+  for (const { name } of describe) yield* Console.log(`  ${name.padEnd(25)} ${yield* disk.properties.getString(name)}`)
   yield* copy
   const mistake = yield* Effect.flip(disk.queue(0).read(1, new Uint8Array(512)))
   yield* Console.log(`refused  ${mistake._tag}: ${mistake.message}`)

@@ -142,10 +142,20 @@ export class DeviceQueue {
     this.#inflight = inflight
   }
 
-  /** Takes the descriptor by which the driver notifies, and starts the ring; without one the ring is looked at all the time. */
+  /**
+   * Takes the descriptor by which the driver notifies, and starts the ring; without one the ring is looked at all the time.
+   * Answers what is wrong with the ring, if anything. Throws a SyscallError where the descriptor cannot be watched.
+   */
   start(fd: number | undefined): string | undefined {
     this.#closeKick()
-    if (fd !== undefined) this.#kick = { fd, watch: Poll.watch(fd, { readable: true }, this.#onKick) }
+    if (fd !== undefined) {
+      try {
+        this.#kick = { fd, watch: Poll.watch(fd, { readable: true }, this.#onKick) }
+      } catch (error) {
+        Libc.close(fd)
+        throw error
+      }
+    }
     this.#isStarted = true
     if (this.#ring === undefined) {
       const wrong = this.#lay()

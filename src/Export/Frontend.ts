@@ -340,7 +340,7 @@ export const make = Effect.fnUntraced(function*(
       case FrontendRequest.SET_VRING_KICK: {
         const { fd: kick, queue } = yield* vringFd(payload, fds)
         if (!hasFeature(features, FeatureBit.PROTOCOL_FEATURES)) queue.enable(true)
-        return yield* refuseWhere(queue.start(kick))
+        return yield* refuseWhere(yield* attempt(() => queue.start(kick)))
       }
       case FrontendRequest.SET_VRING_CALL: {
         const { fd: call, queue } = yield* vringFd(payload, fds)

@@ -72,9 +72,10 @@ export interface Settings {
 }
 
 const SECTOR_BYTES = 512
-const SERIAL_BYTES = 20
+/** virtio 1.2 §5.2.6: what GET_ID answers with. */
+export const SERIAL_BYTES = 20
 /** vhost-user names a queue by 8 bits (SET_VRING_KICK). */
-const MAX_QUEUES = 256
+export const MAX_QUEUES = 256
 /** Longer chains are not followed: header, segments and status are at most 1024 descriptors. */
 const MAX_SEGMENTS = 1022
 /** A segment counts its sectors by 32 bits. */

@@ -25,10 +25,8 @@ import {
 } from "../Wire/VirtioBlk.ts"
 import { type BlkRequest, segmentsOf } from "./BlkRequest.ts"
 import type { Execution } from "./DeviceQueue.ts"
-import type { Settings } from "./Options.ts"
+import { SERIAL_BYTES, type Settings } from "./Options.ts"
 
-/** GET_ID's answer: 20 bytes, the rest zero (§5.2.6). */
-const ID_BYTES = 20
 /** Offset of `writeback`, the one field that a driver may set (§5.2.4). */
 const WRITEBACK_AT = 32
 /** A whole configuration space is as large as the largest that may be asked for; what we do not have reads as zero. */
@@ -184,7 +182,7 @@ export class VirtualDisk {
     if (givenLength > 0 || wantedLength === 0) return Status.IOERR
     let at = 0
     for (const buffer of wanted) {
-      const part = buffer.subarray(0, ID_BYTES - at)
+      const part = buffer.subarray(0, SERIAL_BYTES - at)
       part.fill(0)
       part.set(this.#id.subarray(at, at + part.length))
       at += part.length

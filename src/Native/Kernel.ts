@@ -32,8 +32,7 @@ export interface KernelCalls {
   readonly readAt: (fd: number, bytes: Uint8Array, position: number) => number
   /** Writes at a position by one call of exactly this width; answers how many bytes went. */
   readonly writeAt: (fd: number, bytes: Uint8Array, position: number) => number
-  readonly write: (fd: number, bytes: Uint8Array) => number
-  /** The same on the thread pool. Answers how many bytes went (negative where it failed) and the errno. */
+  /** Writes on the thread pool. Answers how many bytes went (negative where it failed) and the errno. */
   readonly writePooled: (fd: number, bytes: Uint8Array, done: (count: number, errno: number) => void) => void
   readonly map: (fd: number, offset: number, length: number) => Libc.Mapping
   readonly unmap: (mapping: Libc.Mapping) => void
@@ -52,7 +51,6 @@ export const Kernel = Context.Reference<KernelCalls>("effect-blkio/Native/Kernel
     ioctlPooled: Libc.ioctlPooled,
     readAt: Libc.readAt,
     writeAt: Libc.writeAt,
-    write: Libc.write,
     writePooled: Libc.writePooled,
     map: Libc.map,
     unmap: Libc.unmap,

@@ -525,10 +525,6 @@ export const readAt = (fd: number, bytes: Uint8Array, position: number): number 
 export const writeAt = (fd: number, bytes: Uint8Array, position: number): number =>
   check("pwrite", calls.pwrite(fd, outsideHeap(bytes), bytes.length, position))
 
-/** Writes to a device by one call; answers how many bytes it took. */
-export const write = (fd: number, bytes: Uint8Array): number =>
-  check("write", calls.write(fd, outsideHeap(bytes), bytes.length))
-
 /** Does what {@link write} does on the thread pool, for what may take long: the pinning of memory. */
 export const writePooled = (
   fd: number,

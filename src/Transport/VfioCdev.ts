@@ -11,6 +11,7 @@ import type * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
 import { Kernel } from "../Native/Kernel.ts"
+import * as Iommufd from "../Wire/IommufdIoctl.ts"
 import * as Vfio from "../Wire/VfioIoctl.ts"
 import { acquire, call, callPooled, decoded, OPEN_TAGS, OPERATION } from "./VfioCall.ts"
 import type { PciFunction } from "./VfioFunction.ts"
@@ -23,7 +24,8 @@ import {
   whyNotMapped
 } from "./VfioIommu.ts"
 
-const { IommufdRequest, VfioRequest } = Vfio
+const { IommufdRequest } = Iommufd
+const { VfioRequest } = Vfio
 
 const IOMMUFD = "/dev/iommu"
 
@@ -72,9 +74,9 @@ export const attach = Effect.fnUntraced(
       Vfio.encodeBindIommufd(iommufd),
       meaning("the device cannot be bound to the IOMMU")
     )
-    const space = Vfio.encodeIoasAlloc()
+    const space = Iommufd.encodeIoasAlloc()
     yield* tell(iommufd, IommufdRequest.IOAS_ALLOC, space, "the IOMMU has no address space left")
-    const ioas = yield* decoded(() => Vfio.decodeIoasAlloc(space))
+    const ioas = yield* decoded(() => Iommufd.decodeIoasAlloc(space))
     yield* tell(
       device,
       VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,
@@ -90,14 +92,14 @@ export const attach = Effect.fnUntraced(
         // iommufd counts memory and not mappings.
         maxMappings: DEFAULT_MAX_MAPPINGS,
         map: (mapping) =>
-          Effect.asVoid(callPooled(kernel, iommufd, IommufdRequest.IOAS_MAP, Vfio.encodeIoasMap(ioas, mapping), {
+          Effect.asVoid(callPooled(kernel, iommufd, IommufdRequest.IOAS_MAP, Iommufd.encodeIoasMap(ioas, mapping), {
             operation: "map region",
             detail: whyNotMapped(mapping.length),
             tags: ["ENOMEM", "ENOSPC"]
           })),
         unmap: (iova, length) =>
           Effect.asVoid(
-            callPooled(kernel, iommufd, IommufdRequest.IOAS_UNMAP, Vfio.encodeIoasUnmap(ioas, iova, length), {
+            callPooled(kernel, iommufd, IommufdRequest.IOAS_UNMAP, Iommufd.encodeIoasUnmap(ioas, iova, length), {
               detail: `${length} bytes at ${iova} stay mapped`,
               tags: []
             })
@@ -117,13 +119,13 @@ const readRanges = Effect.fnUntraced(function*(iommufd: number, ioas: number) {
         new Errno.EIO({ operation: OPERATION, detail: "no memory for the IOVA ranges", cause })
       )
     )
-    const argument = Vfio.encodeIoasRanges(ioas, memory.address, room)
+    const argument = Iommufd.encodeIoasRanges(ioas, memory.address, room)
     const refused = yield* call(() => kernel.ioctl(iommufd, IommufdRequest.IOAS_IOVA_RANGES, argument), {
       detail: "the IOMMU does not tell which addresses it has",
       path: IOMMUFD,
       tags: []
     }).pipe(Effect.as(undefined), Effect.catch(Effect.succeed))
-    const { count, pageSize } = yield* decoded(() => Vfio.decodeIoasRanges(argument))
+    const { count, pageSize } = yield* decoded(() => Iommufd.decodeIoasRanges(argument))
     // Too little room is the one refusal that tells how much there should be.
     if (refused !== undefined && count <= room) return yield* refused
     const isAnswered = refused === undefined

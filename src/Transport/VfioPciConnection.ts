@@ -30,12 +30,11 @@ import {
   decodeVirtioStructures,
   GONE,
   type Location,
-  NO_VECTOR,
-  StatusBit
+  NO_VECTOR
 } from "../Wire/PciCapability.ts"
 import { MAX_QUEUE_SIZE } from "../Wire/SplitRing.ts"
 import { IrqIndex } from "../Wire/VfioIoctl.ts"
-import { CONFIG_WIDTHS, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
+import { CONFIG_WIDTHS, DeviceStatus, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
 import * as EventFd from "./EventFd.ts"
 import { IovaSpace } from "./IovaSpace.ts"
 import type { ConnectError, Connection, ConnectionError, QueueAddresses, QueueChannel } from "./Transport.ts"
@@ -165,7 +164,7 @@ export const make = Effect.fnUntraced(function*(
 
   /** The features that were negotiated last. */
   let negotiated = 0n
-  const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET } = StatusBit
+  const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET } = DeviceStatus
   const agree = Effect.gen(function*() {
     if (state !== "reset") yield* reset
     state = "live"

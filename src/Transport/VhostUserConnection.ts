@@ -23,7 +23,8 @@ import * as Poll from "../Native/Poll.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
 import { MAX_QUEUE_SIZE } from "../Wire/SplitRing.ts"
 import * as Message from "../Wire/VhostUserMessage.ts"
-import { CONFIG_SIZES, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
+import { CONFIG_SIZES, DeviceStatus, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
+import * as EventFd from "./EventFd.ts"
 import { MessageSocket } from "./MessageSocket.ts"
 import type { ConnectError, Connection, QueueAddresses, QueueChannel } from "./Transport.ts"
 import * as VhostUserChannel from "./VhostUserChannel.ts"
@@ -58,11 +59,7 @@ const WANTED_PROTOCOL_FEATURES = featureMask(
   ProtocolFeature.STATUS
 )
 
-/** Device status bits (virtio 1.2 §2.1). */
-const ACKNOWLEDGE = 1n
-const DRIVER = 2n
-const DRIVER_OK = 4n
-const FEATURES_OK = 8n
+const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = DeviceStatus
 
 /** Agrees on the protocol with the backend on a connected socket, and keeps the connection until the Scope closes. */
 export const make = Effect.fnUntraced(function*(
@@ -103,15 +100,15 @@ export const make = Effect.fnUntraced(function*(
 
   /** Tells whether the backend is alive and has handled all that it was sent. */
   const confirm = Effect.asVoid(askU64(FrontendRequest.GET_FEATURES))
-  const setStatus = (status: bigint) =>
-    has(ProtocolFeature.STATUS) ? tell(FrontendRequest.SET_STATUS, Message.encodeU64(status)) : Effect.void
+  const setStatus = (status: number) =>
+    has(ProtocolFeature.STATUS) ? tell(FrontendRequest.SET_STATUS, Message.encodeU64(BigInt(status))) : Effect.void
   yield* setStatus(ACKNOWLEDGE | DRIVER)
 
   const negotiate = Effect.fnUntraced(function*(wanted: bigint) {
     const chosen = wanted & features | featureMask(FeatureBit.PROTOCOL_FEATURES)
     yield* tell(FrontendRequest.SET_FEATURES, Message.encodeU64(chosen))
     yield* setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-    if (has(ProtocolFeature.STATUS) && ((yield* askU64(FrontendRequest.GET_STATUS)) & FEATURES_OK) === 0n) {
+    if (has(ProtocolFeature.STATUS) && ((yield* askU64(FrontendRequest.GET_STATUS)) & BigInt(FEATURES_OK)) === 0n) {
       return yield* unsupported("the backend does not accept the features chosen (FEATURES_OK reads back as 0)")
     }
     yield* confirm
@@ -186,7 +183,7 @@ export const make = Effect.fnUntraced(function*(
 
   let startedQueues = 0
   const start = Effect.fnUntraced(function*(queues: ReadonlyArray<QueueAddresses>) {
-    const errorFd = yield* openEventFd
+    const errorFd = yield* EventFd.open("vhost-user")
     yield* Effect.acquireRelease(
       Effect.sync(() =>
         Poll.watch(errorFd, { readable: true }, () => {
@@ -199,8 +196,8 @@ export const make = Effect.fnUntraced(function*(
     )
     const channels: Array<QueueChannel> = []
     for (const [index, { avail, descriptors, queueSize, used }] of queues.entries()) {
-      const kickFd = yield* openEventFd
-      const completionFd = yield* openEventFd
+      const kickFd = yield* EventFd.open("vhost-user")
+      const completionFd = yield* EventFd.open("vhost-user")
       const eventOf = Message.encodeVringFd(index, true)
       // The call descriptor comes first, since some backends create the queue on it (DPDK); the kick starts the ring.
       yield* tell(FrontendRequest.SET_VRING_CALL, eventOf, [completionFd])
@@ -249,23 +246,6 @@ export const make = Effect.fnUntraced(function*(
   }
 })
 
-/** The typed error of a system call that opens descriptors. */
-const refusal = (syscall: string, detail: string) => (error: unknown): Errno.EMFILE | Errno.ENFILE | Errno.EIO =>
-  Errno.fromNumber(error instanceof SyscallError ? error.errno : 0, ["EMFILE", "ENFILE"], {
-    operation: "vhost-user",
-    detail,
-    syscall
-  })
-
-/** An event counter that is closed with the Scope. */
-const openEventFd = Effect.acquireRelease(
-  Effect.try({
-    try: Libc.createEventFd,
-    catch: refusal("eventfd", "an event counter cannot be had")
-  }),
-  (fd) => Effect.sync(() => Libc.close(fd))
-)
-
 /** Opens the channel on which the backend asks the front-end (SET_BACKEND_REQ_FD). */
 const openBackendChannel = Effect.fnUntraced(function*(
   channel: VhostUserChannel.VhostUserChannel,
@@ -274,7 +254,12 @@ const openBackendChannel = Effect.fnUntraced(function*(
   const [ours, theirs] = yield* Effect.acquireRelease(
     Effect.try({
       try: Libc.createSocketPair,
-      catch: refusal("socketpair", "a channel for the backend cannot be had")
+      catch: (error) =>
+        Errno.fromNumber(error instanceof SyscallError ? error.errno : 0, ["EMFILE", "ENFILE"], {
+          operation: "vhost-user",
+          detail: "a channel for the backend cannot be had",
+          syscall: "socketpair"
+        })
     }),
     (pair) => Effect.sync(() => pair.forEach(Libc.close))
   )

@@ -32,7 +32,7 @@ import { isSharedFileMemory, lockedMemory } from "../Native/ProcessMemory.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
 import { MAX_QUEUE_SIZE } from "../Wire/SplitRing.ts"
 import * as Vhost from "../Wire/VhostIoctl.ts"
-import { CONFIG_SIZES, decodeConfig, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
+import { CONFIG_SIZES, decodeConfig, DeviceStatus, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
 import * as EventFd from "./EventFd.ts"
 import { IovaSpace } from "./IovaSpace.ts"
 import type { ConnectError, Connection, QueueAddresses, QueueChannel } from "./Transport.ts"
@@ -53,12 +53,7 @@ const MAX_REGIONS = 2 ** 31 - 1
 /** The address range of kernels that do not tell. */
 const WHOLE_RANGE: Vhost.IovaRange = { first: 0n, last: 2n ** 64n - 1n }
 
-/** Device status bits (virtio 1.2 §2.1). */
-const ACKNOWLEDGE = 1
-const DRIVER = 2
-const DRIVER_OK = 4
-const FEATURES_OK = 8
-const NEEDS_RESET = 64
+const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET } = DeviceStatus
 
 /** What says that the device reaches memory as the platform has it; some devices refuse a driver that leaves it out. */
 const PLATFORM_FEATURES = featureMask(FeatureBit.ACCESS_PLATFORM, FeatureBit.ORDER_PLATFORM)

@@ -211,21 +211,6 @@ export const CommonField = {
 export const NO_VECTOR = 0xffff
 
 /**
- * Numbers the bits of the device status (virtio 1.2 §2.1).
- *
- * @since 0.1.0
- * @category constants
- */
-export const StatusBit = {
-  ACKNOWLEDGE: 1,
-  DRIVER: 2,
-  DRIVER_OK: 4,
-  FEATURES_OK: 8,
-  NEEDS_RESET: 64,
-  FAILED: 128
-} as const
-
-/**
  * Is what a register of 8 bits reads as when the function does not answer any more.
  *
  * @since 0.1.0

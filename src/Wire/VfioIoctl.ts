@@ -1,6 +1,5 @@
 /**
- * The interface of VFIO and of iommufd, as numbers and bytes (Linux, `include/uapi/linux/vfio.h` and `iommufd.h`), without
- * descriptors and system calls.
+ * The interface of VFIO, as numbers and bytes (Linux, `include/uapi/linux/vfio.h`), without descriptors and system calls.
  *
  * Every request is an `_IO` of type `;`, so its number says nothing of the size of its argument: the argument's first field
  * does (`argsz`, `size`), and a kernel that knows more of a structure answers with the size that it needs. Capabilities are
@@ -25,13 +24,17 @@ import {
 } from "./Bounds.ts"
 import { WireError } from "./WireError.ts"
 
-/** `VFIO_TYPE` is `;`; VFIO's requests begin at `VFIO_BASE`, iommufd's at `IOMMUFD_CMD_BASE`, in one type. */
+/** `VFIO_TYPE` is `;`, and so is iommufd's; VFIO's requests begin at `VFIO_BASE`. */
 const TYPE = 0x3b
 const VFIO_BASE = 100
-const IOMMUFD_BASE = 0x80
 
-/** `_IO(type, number)` of `asm-generic/ioctl.h`: no direction, size 0. */
-const request = (number: number): number => TYPE << 8 | number
+/**
+ * Gives the number of a request: `_IO(';', number)` of `asm-generic/ioctl.h`, with no direction and size 0.
+ *
+ * @since 0.1.0
+ * @category requests
+ */
+export const request = (number: number): number => TYPE << 8 | number
 
 /**
  * Numbers the requests to a VFIO container, group or device. A number may mean one thing to one and another to the other.
@@ -56,19 +59,6 @@ export const VfioRequest = {
   IOMMU_UNMAP_DMA: request(VFIO_BASE + 14),
   DEVICE_BIND_IOMMUFD: request(VFIO_BASE + 18),
   DEVICE_ATTACH_IOMMUFD_PT: request(VFIO_BASE + 19)
-} as const
-
-/**
- * Numbers the requests to `/dev/iommu`.
- *
- * @since 0.1.0
- * @category requests
- */
-export const IommufdRequest = {
-  IOAS_ALLOC: request(IOMMUFD_BASE + 1),
-  IOAS_IOVA_RANGES: request(IOMMUFD_BASE + 4),
-  IOAS_MAP: request(IOMMUFD_BASE + 5),
-  IOAS_UNMAP: request(IOMMUFD_BASE + 6)
 } as const
 
 /**
@@ -396,7 +386,7 @@ export const decodeIommuInfo = (bytes: Uint8Array): IommuInfo => {
   const ranges = chain.find(({ id }) => id === CAP_IOVA_RANGE)
   const available = chain.find(({ id }) => id === CAP_DMA_AVAIL)
   return {
-    pageSize: sizes === 0n ? SMALLEST_PAGE : smallestPage(sizes),
+    pageSize: smallestPage(sizes),
     ranges: ranges === undefined ? [] : iovaRanges(ranges.bytes),
     available: available === undefined ? undefined : dmaAvailable(available.bytes)
   }
@@ -404,8 +394,14 @@ export const decodeIommuInfo = (bytes: Uint8Array): IommuInfo => {
 
 const SMALLEST_PAGE = 4096
 
-/** The lowest bit of a set of page sizes; below a page of the host nothing can be mapped. */
-const smallestPage = (sizes: bigint): number => {
+/**
+ * Gives the lowest bit of a set of page sizes, or 4096 of an empty one; below a page of the host nothing can be mapped.
+ *
+ * @since 0.1.0
+ * @category iommu
+ */
+export const smallestPage = (sizes: bigint): number => {
+  if (sizes === 0n) return SMALLEST_PAGE
   const lowest = sizes & -sizes
   if (lowest > BigInt(2 ** 30)) throw new WireError(`IOMMU page sizes ${sizes}: the smallest must be at most 2^30`)
   return Math.max(SMALLEST_PAGE, Number(lowest))
@@ -506,7 +502,7 @@ const ATTACH_PT_BYTES = 12
  * Writes a `vfio_device_bind_iommufd`: argsz u32 at 0, flags u32 at 4, iommufd s32 at 8, device's id u32 at 12, filled.
  *
  * @since 0.1.0
- * @category iommufd
+ * @category device
  */
 export const encodeBindIommufd = (iommufd: number): Uint8Array => {
   const bytes = sized(BIND_IOMMUFD_BYTES)
@@ -518,103 +514,11 @@ export const encodeBindIommufd = (iommufd: number): Uint8Array => {
  * Writes a `vfio_device_attach_iommufd_pt`: argsz u32 at 0, flags u32 at 4, id of the address space u32 at 8.
  *
  * @since 0.1.0
- * @category iommufd
+ * @category device
  */
 export const encodeAttach = (ioas: number): Uint8Array => {
   const bytes = sized(ATTACH_PT_BYTES)
   viewOf(bytes).setUint32(8, unsigned("address space id", ioas, MAX_U32), true)
-  return bytes
-}
-
-const IOAS_ALLOC_BYTES = 12
-const IOAS_IOVA_RANGES_BYTES = 32
-const IOAS_MAP_BYTES = 40
-const IOAS_UNMAP_BYTES = 24
-const IOAS_MAP_FIXED = 1
-const IOAS_MAP_WRITEABLE = 2
-const IOAS_MAP_READABLE = 4
-
-/**
- * Writes an `iommu_ioas_alloc` to be filled: size u32 at 0, flags u32 at 4, id u32 at 8.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const encodeIoasAlloc = (): Uint8Array => sized(IOAS_ALLOC_BYTES)
-
-/**
- * Reads the id of an address space that was made.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const decodeIoasAlloc = (bytes: Uint8Array): number => {
-  exactLength("iommu_ioas_alloc", bytes, IOAS_ALLOC_BYTES)
-  return viewOf(bytes).getUint32(8, true)
-}
-
-/**
- * Writes an `iommu_ioas_iova_ranges` to be filled, with room for `count` ranges at `address`: size u32 at 0, id u32 at 4,
- * count u32 at 8, address u64 at 16, alignment u64 at 24.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const encodeIoasRanges = (ioas: number, address: number | bigint, count: number): Uint8Array => {
-  const bytes = sized(IOAS_IOVA_RANGES_BYTES)
-  const view = viewOf(bytes)
-  view.setUint32(4, unsigned("address space id", ioas, MAX_U32), true)
-  view.setUint32(8, unsigned("count of ranges", count, MAX_U32), true)
-  view.setBigUint64(16, unsigned64("address of the ranges", BigInt(address)), true)
-  return bytes
-}
-
-/**
- * Reads how many ranges there are, whether or not there was room for them, and the unit of mappings.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const decodeIoasRanges = (bytes: Uint8Array): { readonly count: number; readonly pageSize: number } => {
-  exactLength("iommu_ioas_iova_ranges", bytes, IOAS_IOVA_RANGES_BYTES)
-  const view = viewOf(bytes)
-  const alignment = view.getBigUint64(24, true)
-  return {
-    count: view.getUint32(8, true),
-    pageSize: alignment === 0n ? SMALLEST_PAGE : smallestPage(alignment)
-  }
-}
-
-/**
- * Writes an `iommu_ioas_map` at a fixed IOVA, for reading and writing: size u32 at 0, flags u32 at 4, id u32 at 8, user
- * address u64 at 16, length u64 at 24, IOVA u64 at 32.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const encodeIoasMap = (ioas: number, { iova, length, userAddress }: DmaMapping): Uint8Array => {
-  const bytes = sized(IOAS_MAP_BYTES)
-  const view = viewOf(bytes)
-  view.setUint32(4, IOAS_MAP_FIXED | IOAS_MAP_WRITEABLE | IOAS_MAP_READABLE, true)
-  view.setUint32(8, unsigned("address space id", ioas, MAX_U32), true)
-  view.setBigUint64(16, unsigned64("user address", BigInt(userAddress)), true)
-  setNumber64(view, 24, "length", length)
-  setNumber64(view, 32, "IOVA", iova)
-  return bytes
-}
-
-/**
- * Writes an `iommu_ioas_unmap`: size u32 at 0, id u32 at 4, IOVA u64 at 8, length u64 at 16.
- *
- * @since 0.1.0
- * @category iommufd
- */
-export const encodeIoasUnmap = (ioas: number, iova: number, length: number): Uint8Array => {
-  const bytes = sized(IOAS_UNMAP_BYTES)
-  const view = viewOf(bytes)
-  view.setUint32(4, unsigned("address space id", ioas, MAX_U32), true)
-  setNumber64(view, 8, "IOVA", iova)
-  setNumber64(view, 16, "length", length)
   return bytes
 }
 
@@ -638,7 +542,13 @@ export const neededBytes = (bytes: Uint8Array): number => {
   return Math.max(bytes.length, unsigned("argsz", viewOf(bytes).getUint32(0, true), MAX_INFO_BYTES))
 }
 
-const sized = (length: number): Uint8Array => {
+/**
+ * Makes a structure of zeroes whose first field, u32, is its length.
+ *
+ * @since 0.1.0
+ * @category sizes
+ */
+export const sized = (length: number): Uint8Array => {
   const bytes = new Uint8Array(length)
   viewOf(bytes).setUint32(0, length, true)
   return bytes

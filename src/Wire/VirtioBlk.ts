@@ -53,6 +53,21 @@ export const FeatureBit = {
 } as const
 
 /**
+ * Numbers the bits of the device status (virtio 1.2 §2.1).
+ *
+ * @since 0.1.0
+ * @category features
+ */
+export const DeviceStatus = {
+  ACKNOWLEDGE: 1,
+  DRIVER: 2,
+  DRIVER_OK: 4,
+  FEATURES_OK: 8,
+  NEEDS_RESET: 64,
+  FAILED: 128
+} as const
+
+/**
  * Combines feature bits (0 to 63) into a feature set.
  *
  * @since 0.1.0

@@ -18,6 +18,7 @@ import { Command, Flag } from "effect/cli"
 import type { BlockStore, StoreError } from "../BlockStore/Interface.ts"
 import * as Errno from "../Errno.ts"
 import type { Event, Statistics } from "../Export/Export.ts"
+import { MAX_QUEUES, SERIAL_BYTES } from "../Export/Options.ts"
 import { UsageError } from "./Device.ts"
 import { CLEAR_LINE, DEFAULT_COLUMNS } from "./ProgressBar.ts"
 import { type Figures, figuresOf, JSON_FIELDS, lineOf, type Reason, reasonOf, type ServeEvent } from "./ServeEvent.ts"
@@ -30,10 +31,6 @@ const MS_PER_S = 1000
 const LIVE_EVERY_MS = 1000
 /** What a shell adds to a signal's number. */
 const ENDED_BY_SIGNAL = 128
-/** vhost-user names a queue by 8 bits (SET_VRING_KICK). */
-const MAX_QUEUES = 256
-/** virtio 1.2 §5.2.6: GET_ID's answer. */
-const MAX_SERIAL_BYTES = 20
 const MIN_BLOCK_BYTES = 512
 const MAX_BLOCK_BYTES = 2 ** 30
 
@@ -73,9 +70,9 @@ export const serve = Command.make(
     ),
     serial: Flag.String("serial").pipe(
       Flag.withDefault("effect-blkio"),
-      Flag.filter((text) => Buffer.byteLength(text) <= MAX_SERIAL_BYTES, () => `at most ${MAX_SERIAL_BYTES} bytes`),
+      Flag.filter((text) => Buffer.byteLength(text) <= SERIAL_BYTES, () => `at most ${SERIAL_BYTES} bytes`),
       Flag.withMetavar("TEXT"),
-      Flag.withDescription(`What the disk calls itself, at most ${MAX_SERIAL_BYTES} bytes`)
+      Flag.withDescription(`What the disk calls itself, at most ${SERIAL_BYTES} bytes`)
     ),
     blockSize: Flag.Int("block-size").pipe(
       Flag.filter(isBlockSize, () => `a power of two from ${MIN_BLOCK_BYTES} to ${MAX_BLOCK_BYTES}`),

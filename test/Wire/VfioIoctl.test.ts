@@ -8,6 +8,7 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Schema } from "effect"
 import { readFileSync } from "node:fs"
+import * as Iommufd from "../../src/Wire/IommufdIoctl.ts"
 import * as Vfio from "../../src/Wire/VfioIoctl.ts"
 import { WireError } from "../../src/Wire/WireError.ts"
 import { bytes } from "./arbitraries.ts"
@@ -33,7 +34,7 @@ describe("numbers", () => {
   it("are those of the headers", () => {
     const younger = { DEVICE_BIND_IOMMUFD: 0x3b76, DEVICE_ATTACH_IOMMUFD_PT: 0x3b77 }
     expect(Vfio.VfioRequest).toStrictEqual({ ...golden.requests, ...younger })
-    expect(Vfio.IommufdRequest).toStrictEqual({
+    expect(Iommufd.IommufdRequest).toStrictEqual({
       IOAS_ALLOC: 0x3b81,
       IOAS_IOVA_RANGES: 0x3b84,
       IOAS_MAP: 0x3b85,
@@ -177,20 +178,20 @@ describe("iommufd", () => {
   it("has the bytes of iommufd.h", () => {
     expect(hex(Vfio.encodeBindIommufd(9))).toBe(u32(16) + u32(0) + u32(9) + u32(0))
     expect(hex(Vfio.encodeAttach(3))).toBe(u32(12) + u32(0) + u32(3))
-    expect(hex(Vfio.encodeIoasAlloc())).toBe(u32(12) + u32(0) + u32(0))
-    expect(Vfio.decodeIoasAlloc(with32(Vfio.encodeIoasAlloc(), 8, 3))).toBe(3)
-    expect(hex(Vfio.encodeIoasRanges(3, 0x10203040, 64)))
+    expect(hex(Iommufd.encodeIoasAlloc())).toBe(u32(12) + u32(0) + u32(0))
+    expect(Iommufd.decodeIoasAlloc(with32(Iommufd.encodeIoasAlloc(), 8, 3))).toBe(3)
+    expect(hex(Iommufd.encodeIoasRanges(3, 0x10203040, 64)))
       .toBe(u32(32) + u32(3) + u32(64) + u32(0) + u64(0x10203040) + u64(0))
     const mapping = { userAddress: 0x7f0102030000, iova: 0x1000, length: 0x2000 }
-    expect(hex(Vfio.encodeIoasMap(3, mapping)))
+    expect(hex(Iommufd.encodeIoasMap(3, mapping)))
       .toBe(u32(40) + u32(7) + u32(3) + u32(0) + u64(0x7f0102030000) + u64(0x2000) + u64(0x1000))
-    expect(hex(Vfio.encodeIoasUnmap(3, 0x1000, 0x2000))).toBe(u32(24) + u32(3) + u64(0x1000) + u64(0x2000))
+    expect(hex(Iommufd.encodeIoasUnmap(3, 0x1000, 0x2000))).toBe(u32(24) + u32(3) + u64(0x1000) + u64(0x2000))
   })
 
   it("tells ranges and pages", () => {
-    const filled = with32(with32(Vfio.encodeIoasRanges(3, 0, 64), 8, 2), 24, 65536)
-    expect(Vfio.decodeIoasRanges(filled)).toStrictEqual({ count: 2, pageSize: 65536 })
-    expect(Vfio.decodeIoasRanges(with32(filled, 24, 1)).pageSize).toBe(4096)
-    expect(wireError(() => Vfio.decodeIoasRanges(filled.slice(1)))).toContain("must have exactly 32")
+    const filled = with32(with32(Iommufd.encodeIoasRanges(3, 0, 64), 8, 2), 24, 65536)
+    expect(Iommufd.decodeIoasRanges(filled)).toStrictEqual({ count: 2, pageSize: 65536 })
+    expect(Iommufd.decodeIoasRanges(with32(filled, 24, 1)).pageSize).toBe(4096)
+    expect(wireError(() => Iommufd.decodeIoasRanges(filled.slice(1)))).toContain("must have exactly 32")
   })
 })

@@ -70,23 +70,8 @@ const vfio = (
 
 /** The disk that the guest serves to itself. */
 const vdpaFacts: Facts = {
-  properties: {
-    driver: "virtio-blk-vhost-vdpa",
-    capacity: CAPACITY,
-    maxQueues: QUEUES,
-    maxQueueSize: 256,
-    requestAlignment: 512,
-    maxSegments: 254,
-    deviceReadOnly: false,
-    flushNeeded: true,
-    needsMemRegions: true,
-    needsMemRegionFd: false,
-    mayPinMemRegions: true,
-    memRegionAlignment: 4096
-  },
-  offers: { discard: true, writeZeroes: true },
-  secondOpener: "EBUSY",
-  largestRing: 256
+  ...vfioFacts,
+  properties: { ...vfioFacts.properties, driver: "virtio-blk-vhost-vdpa" }
 }
 
 /** A disk as a virtual machine usually has it. */

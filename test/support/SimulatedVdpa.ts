@@ -159,7 +159,6 @@ export class SimulatedVdpa {
       const name = ioctlName(request)
       this.#pooled(name, () => this.#ioctl(name, typeof argument === "number" ? new Uint8Array(0) : argument), done)
     },
-    write: () => this.#unexpected("write"),
     writePooled: (_, bytes, done) => this.#pooled(messageName(bytes), () => this.#message(bytes), done),
     readAt: () => this.#unexpected("readAt"),
     writeAt: () => this.#unexpected("writeAt"),

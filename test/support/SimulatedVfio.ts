@@ -16,8 +16,9 @@ import * as Path from "node:path"
 import type { KernelCalls } from "../../src/Native/Kernel.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import { SyscallError } from "../../src/Native/SyscallError.ts"
+import { IommufdRequest } from "../../src/Wire/IommufdIoctl.ts"
 import { CommonField } from "../../src/Wire/PciCapability.ts"
-import { IommufdRequest, IrqIndex, VfioRequest } from "../../src/Wire/VfioIoctl.ts"
+import { IrqIndex, VfioRequest } from "../../src/Wire/VfioIoctl.ts"
 import { CONFIG_WIDTHS, encodeConfig, FeatureBit, featureMask, hasFeature } from "../../src/Wire/VirtioBlk.ts"
 import { config, usualFeatures } from "../Properties/facts.ts"
 import { FakeDevice } from "./FakeDevice.ts"
@@ -223,9 +224,6 @@ export class SimulatedVfio {
         this.calls.push(`command ${value}`)
       } else this.#write(at, bytes.length, value)
       return bytes.length
-    },
-    write: () => {
-      throw new SyscallError("write", EINVAL)
     },
     map: (_, offset, length) => {
       this.#note("mmap")
