@@ -22,6 +22,9 @@ export interface Limits {
 export class AddressSpace {
   readonly #addresses = new Map<ArrayBufferLike, { readonly region: MemoryRegion; readonly address: number }>()
   readonly #limits: Limits
+  // A request's buffer is looked up twice in a row, and its neighbours lie in the same region.
+  #lastView: Uint8Array | undefined
+  #lastViewAddress = -1
   #lastBuffer: ArrayBufferLike | undefined
   #lastAddress = -1
 
@@ -79,6 +82,7 @@ export class AddressSpace {
     if (known === undefined) return -1
     this.#addresses.delete(region.bytes.buffer)
     this.#lastBuffer = undefined
+    this.#lastView = undefined
     return known.address
   }
 
@@ -89,6 +93,7 @@ export class AddressSpace {
 
   /** The device's address of `buffer`'s first byte, or -1 where the buffer lies in no mapped region. */
   translate(buffer: Uint8Array): number {
+    if (buffer === this.#lastView) return this.#lastViewAddress
     const memory = buffer.buffer
     if (memory !== this.#lastBuffer) {
       const known = this.#addresses.get(memory)
@@ -96,6 +101,8 @@ export class AddressSpace {
       this.#lastBuffer = memory
       this.#lastAddress = known.address
     }
-    return this.#lastAddress + buffer.byteOffset
+    this.#lastView = buffer
+    this.#lastViewAddress = this.#lastAddress + buffer.byteOffset
+    return this.#lastViewAddress
   }
 }

@@ -88,6 +88,24 @@ export class CompletionSession<R extends Request> implements Owner {
     }).pipe(Effect.onExit(() => Effect.sync(() => batch.abandon())))
   }
 
+  /** Submits whatever `upstream` gives, as there is room for it, until one of the two ends. */
+  feed<E, R2>(
+    upstream: Effect.Effect<ReadonlyArray<R>, E, R2>
+  ): Effect.Effect<never, E | DeviceFailure, R2> {
+    let batch: Batch<R> | undefined
+    const forever = Effect.whileLoop<ReadonlyArray<R> | void, E | DeviceFailure, R2>({
+      while: () => true,
+      body: () => batch === undefined ? upstream : this.#waitForRoom(batch),
+      step: (requests) => {
+        // Where the device is gone the batch stays as it is, and the wait fails.
+        if (Array.isArray(requests)) batch = new Batch<R>(this, requests)
+        batch?.advance()
+        if (batch?.isDone === true) batch = undefined
+      }
+    }) as Effect.Effect<never, E | DeviceFailure, R2>
+    return Effect.onExit(forever, () => Effect.sync(() => batch?.abandon()))
+  }
+
   #waitForRoom(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
     return Effect.callback((resume: Resume) => {
       if (this.#engine.failure !== undefined) return resume(Exit.fail(this.#engine.failure))
@@ -225,7 +243,11 @@ export class CompletionSession<R extends Request> implements Owner {
       }
       return forget
     })
-    return Effect.suspend(() => look() ?? wait)
+    return Effect.suspend(() => {
+      let outcome = look()
+      while (outcome === undefined && this.#engine.search()) outcome = look()
+      return outcome ?? wait
+    })
   }
 
   /** Waits until something has happened that a reader may want to see. */
@@ -271,7 +293,7 @@ export class CompletionSession<R extends Request> implements Owner {
       if (min > max) return refuse(`min ${min} must not exceed max ${max}`)
       if (min > this.#outstanding) return take()
       this.#isTaking = true
-      this.#engine.look()
+      while (this.#engine.search() && this.#isWanting(min));
       this.#isTaking = false
       if (!this.#isWanting(min)) return take()
       const wait = this.#waitFor(min)

@@ -94,6 +94,12 @@ export interface DriverRing {
    */
   notificationDue(): boolean
 
+  /**
+   * Asks again, where {@link notificationDue} said so: a device that has found the requests by itself needs no notification
+   * of them any more.
+   */
+  notificationStillDue(): boolean
+
   /** Records that the device was notified. */
   notified(): void
 

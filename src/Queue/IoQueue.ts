@@ -262,9 +262,7 @@ const process = <R extends Request, E, R2>(
         engine.release()
       })
       yield* Scope.addFinalizer(scope, Effect.andThen(session.drained, end))
-      yield* upstream.pipe(
-        Effect.flatMap((chunk) => session.submit(chunk)),
-        Effect.forever({ disableYield: true }),
+      yield* session.feed(upstream).pipe(
         Effect.onExit((exit) => Effect.sync(() => session.end(exit))),
         Effect.forkIn(scope, { startImmediately: true })
       )

@@ -72,6 +72,7 @@ export class PackedRing implements DriverRing {
   /** The flags of the descriptor at `#publishedIdx`, kept back where there is one. */
   #heldFlags = 0
   #kickDue = false
+  #dueSince = 0
   #isArmed = true
 
   constructor(options: RingOptions, memory: RingMemory) {
@@ -177,14 +178,26 @@ export class PackedRing implements DriverRing {
     this.#publishedIdx = this.#availIdx
   }
 
-  /** §2.8.21.2. */
   notificationDue(): boolean {
     if (this.#decidedIdx !== this.#publishedIdx) {
-      const event = Atomics.load(this.#words, this.#deviceEventWord)
-      this.#kickDue ||= Wire.crossesEvent(event, this.#publishedIdx, this.#decidedIdx, this.queueSize)
+      if (!this.#kickDue) {
+        this.#dueSince = this.#decidedIdx
+        this.#kickDue = this.#isAsked()
+      }
       this.#decidedIdx = this.#publishedIdx
     }
     return this.#kickDue
+  }
+
+  notificationStillDue(): boolean {
+    this.#kickDue &&= this.#isAsked()
+    return this.#kickDue
+  }
+
+  /** Whether the device asks to be notified of what was published since `#dueSince` (§2.8.21.2). */
+  #isAsked(): boolean {
+    const event = Atomics.load(this.#words, this.#deviceEventWord)
+    return Wire.crossesEvent(event, this.#publishedIdx, this.#dueSince, this.queueSize)
   }
 
   notified(): void {

@@ -12,9 +12,19 @@
  * Re-entrancy is the rule: an owner that hears of a completion submits its next request on the same stack. So a look at
  * the ring first takes all completions and frees their slots, then serves the waiting line, and calls owners last.
  *
- * The three ways to wait differ in one place, at the end of {@link QueueEngine.#run}: an event queue asks for a signal and
- * sleeps, a poll queue comes back on the next turn of the event loop, and an adaptive one looks for a bounded time and
- * sleeps then.
+ * Whoever wants completions may also look at the ring on its own stack ({@link QueueEngine.search}), within the event loop's
+ * turn. A fiber that finds what it came for never waits, and waiting is what costs most.
+ *
+ * The three ways to wait differ in one place, {@link QueueEngine.#wait}: an event queue asks for a signal and sleeps, a poll
+ * queue comes back on the next turn of the event loop, and an adaptive one looks for a bounded time and sleeps then.
+ *
+ * A device that is a program goes to sleep soon after it has answered its last request, and to wake it takes longer than to
+ * serve it. With few requests in flight a queue that looks keeps it awake, in two ways:
+ *
+ * - the device is asked to signal, although nobody sleeps: its signal is a system call, and when that is over, the next
+ *   request is there;
+ * - where the ring has run empty and was filled at once the last times, the device is notified ahead, before owners hear of
+ *   the completions. The notification of what they submit then is put off, as the device mostly finds it by itself.
  *
  * @since 0.1.0
  */
@@ -80,6 +90,8 @@ export interface EngineOptions {
   readonly notify: () => number
   /** The event counter that the device signals. */
   readonly completionFd: number
+  /** Whether the device signals by a system call of the thread that looks for requests next. */
+  readonly signalsInTurn: boolean
   /** Hears that the device broke the protocol on this queue. */
   readonly onFault: (failure: Errno.EPROTO) => void
 }
@@ -88,6 +100,14 @@ export interface EngineOptions {
 const POLL_SLICE_MS = 0.05
 /** How long a busy queue keeps the event loop to itself. */
 const BUSY_SLICE_MS = 0.5
+/** How many looks at a busy ring go by before the clock is looked at, which costs as much as several. */
+const LOOKS_PER_CLOCK = 8
+/** With more requests in flight than this, the device finds the next one without help, and signals would only delay it. */
+const FEW_IN_FLIGHT = 4
+/** Looks at the ring before the first look at the clock. */
+const GLANCES = 32
+/** Looks at the ring for as long as a device that was notified ahead may need to come to it: some system calls. */
+const PUT_OFF_GLANCES = 200
 
 /** The engine of one queue. */
 export class QueueEngine {
@@ -121,10 +141,26 @@ export class QueueEngine {
   readonly #conditions = new Map<() => void, () => boolean>()
   #after: Array<() => void> = []
   #watch: Poll.Watch | undefined
+  /** Whether the ring is being taken from, with owners on the stack. */
+  #reaping = false
+  /** Whether the loop runs, and so comes to whatever is asked of it. */
   #running = false
   #microtask = false
   #immediate: NodeJS.Immediate | undefined
   #submitted = 0
+  /** What `#submitted` was when requests ended last: still that, if those who heard of it gave nothing back. */
+  #submittedAtReap = -1
+  /** Whether somebody has looked for completions in vain since the last one. */
+  #searched = false
+  #turnEnds = 0
+  #looksInTurn = 0
+  readonly #signalsInTurn: boolean
+  /** Whether the ring has run empty in this turn. */
+  #isEmptied = false
+  /** Whether the ring was filled again, the last time it ran empty, by those who heard of it. */
+  #refills = false
+  #isNotifiedAhead = false
+  #isNotificationPutOff = false
   readonly #lookAgain = new LookAgain()
   #foreign = false
   #awaited = 0
@@ -141,6 +177,7 @@ export class QueueEngine {
     this.#memory = options.memory
     this.#notify = options.notify
     this.#onFault = options.onFault
+    this.#signalsInTurn = options.signalsInTurn
     this.#requests = new Array<undefined>(queueSize).fill(undefined)
     this.#owners = new Array<undefined>(queueSize).fill(undefined)
     this.#flushAfter = new Uint8Array(queueSize)
@@ -174,7 +211,10 @@ export class QueueEngine {
       if (this.#ring.outstanding > 0) return false
       return this.#refuseRequest(request, owner, this.#tooLarge(request))
     }
-    if (this.#ring.outstanding === 0) this.progress++
+    if (this.#ring.outstanding === 0) {
+      this.progress++
+      this.#refills = this.#isEmptied
+    }
     const slot = this.#put(request)
     if (slot < 0) return this.#refuseRequest(request, owner, Request.unmapped(request))
     const { canFlush, writeCache } = this.rules
@@ -183,6 +223,7 @@ export class QueueEngine {
     this.#requests[slot] = request
     this.#owners[slot] = owner
     this.#submitted++
+    this.#searched = false
     this.wake()
     return true
   }
@@ -197,23 +238,37 @@ export class QueueEngine {
   leave(waiter: Waiter): boolean {
     const wasWaiting = this.#line.delete(waiter)
     if (wasWaiting) {
-      // The look that is running may have served the line already.
-      if (this.#running) this.#runNextTurn()
+      // The look that is being taken may have served the line already.
+      if (this.#reaping) this.#runNextTurn()
       else this.wake()
     }
     return wasWaiting
   }
 
-  /** Has the loop run soon: after the current batch of submissions, or in its turn where it is running. */
+  /** Has the loop run soon: after the current batch of submissions, or in its turn where it is running or has had its time. */
   wake(): void {
-    if (this.#running || this.#microtask) return
+    if (this.#running || this.#microtask || this.#immediate !== undefined) return
     this.#microtask = true
     queueMicrotask(this.#onMicrotask)
   }
 
-  /** Looks at the ring now, as far as the caller's stack allows. */
-  look(): void {
-    if (!this.#running) this.#run()
+  /**
+   * Looks for completions on the caller's stack, as long as the queue's way of waiting and the event loop's turn allow, and
+   * tells the owners. Answers whether requests ended; if none, the loop goes on looking.
+   */
+  search(): boolean {
+    if (this.#reaping || this.#ring.fault !== undefined) return false
+    let ended = this.#reap()
+    if (this.#ring.fault !== undefined) return false
+    this.#publish()
+    if (ended === 0 && this.#mayLook && !this.#isTurnOver()) {
+      if (this.#find()) {
+        ended = this.#reap()
+        if (this.#ring.fault === undefined) this.#publish()
+      } else this.#searched = true
+    }
+    if (ended === 0) this.wake()
+    return ended > 0
   }
 
   /** Calls `callback` once after the current batch of completions, or soon. */
@@ -315,58 +370,90 @@ export class QueueEngine {
 
   readonly #onMicrotask = (): void => {
     this.#microtask = false
-    this.look()
+    this.#run()
   }
 
   readonly #onImmediate = (): void => {
     this.#immediate = undefined
-    this.look()
+    this.#run()
   }
 
   #runNextTurn(): void {
     this.#immediate ??= setImmediate(this.#onImmediate)
   }
 
-  /** Reaps, notifies, and waits in the queue's way. */
+  /** Looks at the ring and tells whoever waits for it, until there is nothing left to do in this turn. */
   #run(): void {
     this.#running = true
-    this.#callAfter()
-    if (this.#ring.fault === undefined) this.#loop()
+    this.#turnEnds = performance.now() + BUSY_SLICE_MS
+    this.#searched = false
+    if (this.#ring.fault === undefined) this.#ring.disarm()
+    let goesOn: boolean
+    do {
+      this.#callAfter()
+      // Once the device was given up, the ring's memory may be gone.
+      goesOn = this.#ring.fault === undefined && this.#step()
+    } while (goesOn || this.#after.length > 0)
     this.#running = false
-    // What the callbacks of the last batch asked for.
-    if (this.#after.length > 0) this.wake()
   }
 
-  #loop(): void {
-    this.#ring.disarm()
-    const began = performance.now()
-    for (;;) {
-      const before = this.#submitted
-      const reaped = this.#reap()
-      // Once the device was given up, the ring's memory may be gone.
-      if (this.#ring.fault !== undefined) break
+  /** Reaps, notifies, and waits in the queue's way. Answers whether to go on at once. */
+  #step(): boolean {
+    if (this.#isTurnOver()) {
       this.#publish()
-      if (this.#ring.outstanding === 0) break
-      // Those who took completions and gave nothing back need the event loop for it.
-      const stalled = reaped > 0 && this.#submitted === before
-      if (this.waiting === "event" || this.#foreign) {
-        if (!this.#ring.arm() && !(this.#foreign && (this.#awaited > 0 || this.isContended))) break
-      } else if (!stalled && this.#find()) {
-        if (performance.now() - began < BUSY_SLICE_MS) continue
-      } else if (this.waiting === "adaptive" && !this.#ring.arm()) {
-        break
-      }
-      if (this.waiting === "event" && !this.#foreign && performance.now() - began < BUSY_SLICE_MS) continue
-      this.#runNextTurn()
-      break
+      if (this.#isNotificationPutOff) this.#notifyNow()
+      return false
     }
+    this.#reap()
+    if (this.#ring.fault !== undefined) return false
+    this.#publish()
+    // They may have more to submit.
+    if (this.#after.length > 0) return true
+    if (this.#ring.outstanding > 0) return this.#wait()
+    this.#isEmptied = false
+    return false
+  }
+
+  /** Waits for completions; answers whether some are there, or the event loop has to turn first. */
+  #wait(): boolean {
+    const ring = this.#ring
+    const sleeps = this.waiting === "event" || this.#foreign
+    if (!sleeps && !this.#searched && this.#mayLook && this.#find()) return true
+    if (this.#isNotificationPutOff) this.#notifyNow()
+    if (this.waiting === "poll" && !this.#foreign) {
+      this.#runNextTurn()
+      return false
+    }
+    if (ring.arm() && !this.#foreign) return true
+    if (ring.pending || (this.#foreign && (this.#awaited > 0 || this.isContended))) this.#runNextTurn()
+    return false
+  }
+
+  /** Whether looking may pay: those who took completions and gave nothing back need the event loop for it. */
+  get #mayLook(): boolean {
+    return this.waiting !== "event" && !this.#foreign && this.#ring.outstanding > 0
+      && this.#submitted !== this.#submittedAtReap
+  }
+
+  /** Whether the event loop has waited long enough; if so, this queue goes on in its next turn. */
+  #isTurnOver(): boolean {
+    if (this.#immediate !== undefined) return true
+    if (++this.#looksInTurn % LOOKS_PER_CLOCK !== 0 || performance.now() < this.#turnEnds) return false
+    this.#runNextTurn()
+    return true
   }
 
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
   #find(): boolean {
-    return this.waiting === "adaptive"
-      ? this.#lookAgain.find(this.#ring)
-      : look(this.#ring, performance.now(), POLL_SLICE_MS)
+    const ring = this.#ring
+    if (this.#signalsInTurn && ring.outstanding <= FEW_IN_FLIGHT && ring.arm()) return true
+    const glances = this.#isNotificationPutOff ? PUT_OFF_GLANCES : GLANCES
+    for (let i = 0; i < glances; i++) {
+      if (ring.pending) return true
+      if (this.#isNotificationPutOff && !ring.notificationStillDue()) this.#isNotificationPutOff = false
+    }
+    if (this.#isNotificationPutOff) this.#notifyNow()
+    return this.waiting === "adaptive" ? this.#lookAgain.find(ring) : look(ring, performance.now(), POLL_SLICE_MS)
   }
 
   /** Takes what the device answered, serves the line, tells the owners. Answers how many requests ended. */
@@ -378,7 +465,14 @@ export class QueueEngine {
       )
       return 0
     }
-    if (count > 0) this.progress++
+    if (count === 0 && this.#line.size === 0) return 0
+    this.#reaping = true
+    if (count > 0) {
+      this.progress++
+      this.#submittedAtReap = this.#submitted
+      this.#searched = false
+      if (this.#ring.outstanding === 0) this.#notifyAhead()
+    }
     // Those that wait for their flush are kept from the end down: putting it now could take a slot of this very look.
     let ended = 0
     let unstable = this.size
@@ -410,7 +504,7 @@ export class QueueEngine {
       const status = statusOf(this.#reaped[i] ?? 0)
       owner.completed(request, status === Status.OK ? undefined : this.#failureOf(request, status))
     }
-    this.#callAfter()
+    this.#reaping = false
     if (count > 0 && this.#conditions.size > 0) this.#checkConditions()
     return ended
   }
@@ -434,9 +528,29 @@ export class QueueEngine {
     }
   }
 
+  /** Shows the device what is new, and notifies it where it asks for that and will not find it by itself. */
   #publish(): void {
-    this.#ring.publish()
-    if (!this.#ring.notificationDue()) return
+    const ring = this.#ring
+    if (this.#isNotificationPutOff && !ring.notificationStillDue()) this.#isNotificationPutOff = false
+    ring.publish()
+    if (!ring.notificationDue()) return
+    if (!this.#isNotifiedAhead) this.#notifyNow()
+    else if (!this.#isNotificationPutOff) {
+      this.#isNotificationPutOff = true
+      this.wake()
+    }
+    this.#isNotifiedAhead = false
+  }
+
+  /** Keeps a device awake that has answered all there was. */
+  #notifyAhead(): void {
+    this.#isEmptied = true
+    const mayPay = this.#signalsInTurn && this.#refills && this.waiting !== "event" && !this.#foreign
+    this.#isNotifiedAhead = mayPay && this.#notify() === 0
+  }
+
+  #notifyNow(): void {
+    this.#isNotificationPutOff = false
     this.notifyErrno = this.#notify()
     if (this.notifyErrno === 0) this.#ring.notified()
   }

@@ -254,8 +254,8 @@ const checkRange = (
   const { offset } = request
   const { capacity, readOnly, requestAlignment } = rules
   const isRange = request._tag === "discard" || request._tag === "writeZeroes"
-  // A remainder is NaN for NaN and for infinities, and fractional for fractions: none of them equals 0.
-  if (offset % requestAlignment !== 0 || offset < 0) {
+  // `%` of numbers that do not fit 32 bits is a call that costs as much as all other checks. False for NaN and fractions.
+  if (!(Math.floor(offset / requestAlignment) * requestAlignment === offset && offset >= 0 && offset < Infinity)) {
     return invalid(request, `offset must be a multiple of request-alignment ${requestAlignment}`)
   }
   if (isRange && length % requestAlignment !== 0) {

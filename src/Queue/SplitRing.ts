@@ -63,6 +63,7 @@ export class SplitRing implements DriverRing {
   #publishedIdx = 0
   #decidedIdx = 0
   #kickDue = false
+  #dueSince = 0
   #usedIdx = 0
 
   constructor(options: RingOptions, memory: RingMemory) {
@@ -164,15 +165,27 @@ export class SplitRing implements DriverRing {
     Atomics.store(this.#halves, this.#availIdxHalf, this.#availIdx)
   }
 
-  /** §2.7.10. */
   notificationDue(): boolean {
     if (this.#decidedIdx !== this.#publishedIdx) {
-      this.#kickDue ||= this.#eventIdx
-        ? Wire.crossesEvent(Atomics.load(this.#halves, this.#availEventHalf), this.#publishedIdx, this.#decidedIdx)
-        : (Atomics.load(this.#halves, this.#usedFlagsHalf) & Wire.USED_NO_NOTIFY) === 0
+      if (!this.#kickDue) {
+        this.#dueSince = this.#decidedIdx
+        this.#kickDue = this.#isAsked()
+      }
       this.#decidedIdx = this.#publishedIdx
     }
     return this.#kickDue
+  }
+
+  notificationStillDue(): boolean {
+    this.#kickDue &&= this.#isAsked()
+    return this.#kickDue
+  }
+
+  /** Whether the device asks to be notified of what was published since `#dueSince` (§2.7.10). */
+  #isAsked(): boolean {
+    return this.#eventIdx
+      ? Wire.crossesEvent(Atomics.load(this.#halves, this.#availEventHalf), this.#publishedIdx, this.#dueSince)
+      : (Atomics.load(this.#halves, this.#usedFlagsHalf) & Wire.USED_NO_NOTIFY) === 0
   }
 
   notified(): void {

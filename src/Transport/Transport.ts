@@ -87,6 +87,11 @@ export interface QueueChannel {
   readonly notify: () => number
   /** The event counter the device signals, non-blocking. */
   readonly completionFd: number
+  /**
+   * Whether the device is a program that signals by a system call of the thread that looks for requests next, which gives the
+   * driver time to have the next one ready.
+   */
+  readonly signalsInTurn: boolean
 }
 
 /**

@@ -27,12 +27,12 @@ export class LatencyHistogram {
   #min = Infinity
   #max = 0
 
-  /** Records one latency in ms, as `performance.now()` measures it. */
-  record(ms: number): void {
+  /** Records a latency in ms, as `performance.now()` measures it, that `count` requests had. */
+  record(ms: number, count = 1): void {
     const ns = Math.min(Math.max(Math.round(ms * NS_PER_MS), 1), MAX_NS)
     if (ns < this.#min) this.#min = ns
     if (ns > this.#max) this.#max = ns
-    this.#histogram.recordValue(ns)
+    this.#histogram.recordValueWithCount(ns, count)
   }
 
   /** Adds what another histogram has collected. */

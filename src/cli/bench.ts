@@ -1,22 +1,17 @@
 /**
  * `blkio bench DEVICE`: keeps a number of requests in flight on each queue for some seconds, and reports throughput, latency
  * and CPU time.
- *
- * Latencies are taken once per array of completions, which is as often as the ring is looked at; at high rates a clock call
- * per request would cost more than the request.
  */
-import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
 import { Argument, Command, Flag } from "effect/cli"
+import * as BlockDevice from "../BlockDevice.ts"
 import * as Errno from "../Errno.ts"
 import type { Values } from "../Properties/Properties.ts"
-import type { DeviceFailure, IoQueue, Read, RequestFailure, Write } from "../Queue/IoQueue.ts"
 import * as Device from "./Device.ts"
-import { type Latencies, LatencyHistogram } from "./LatencyHistogram.ts"
+import type { Latencies } from "./LatencyHistogram.ts"
+import { runBytes, runRequests, runStream, Tally, type Workload } from "./Workload.ts"
 
 const MS_PER_S = 1000
 const GIB = 2 ** 30
@@ -25,122 +20,6 @@ const GIB = 2 ** 30
 const MAX_QUEUE_BYTES = 2 ** 33
 
 const positive = (n: number) => Number.isInteger(n) && n > 0
-
-/** How requests follow one another. */
-interface Workload {
-  readonly blockBytes: number
-  readonly capacity: number
-  readonly depth: number
-  readonly random: boolean
-  /** The share of writes, 0 to 1. */
-  readonly writes: number
-  readonly memory: Uint8Array
-  /** When to stop, by `performance.now()`. */
-  readonly until: number
-}
-
-/** What one queue did. */
-interface Tally {
-  requests: number
-  errors: number
-  readonly histogram: LatencyHistogram
-}
-
-/** A request that is used again and again. */
-class Job {
-  _tag: "read" | "write" = "read"
-  offset = 0
-  readonly buffer: Uint8Array
-  submittedAt = 0
-  constructor(buffer: Uint8Array) {
-    this.buffer = buffer
-  }
-}
-
-/** Gives each job its next place on the disk. */
-const makeAim = ({ blockBytes, capacity, random, writes }: Workload): (job: Job) => void => {
-  const blocks = Math.floor(capacity / blockBytes)
-  let next = 0
-  return (job) => {
-    job._tag = writes > 0 && (writes === 1 || Math.random() < writes) ? "write" : "read"
-    job.offset = (random ? Math.floor(Math.random() * blocks) : next++ % blocks) * blockBytes
-  }
-}
-
-const jobsOf = ({ blockBytes, depth, memory }: Workload): Array<Job> =>
-  Array.from({ length: depth }, (_, i) => new Job(memory.subarray(i * blockBytes, (i + 1) * blockBytes)))
-
-/** Runs a queue through `IoQueue.process`: jobs whose completions were read are submitted again, in arrays. */
-const runStream = (queue: IoQueue, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> => {
-  const aim = makeAim(workload)
-  let ready = jobsOf(workload)
-  let source: (() => void) | undefined
-  const wait = Effect.callback<void>((resume) => {
-    // The fiber may have yielded since it looked.
-    if (ready.length > 0) resume(Exit.void)
-    else source = () => resume(Exit.void)
-  })
-  const pull: Effect.Effect<readonly [Job, ...Array<Job>], Cause.Done> = Effect.suspend(() => {
-    const now = performance.now()
-    if (now >= workload.until) return Cause.done()
-    const [first, ...rest] = ready
-    if (first === undefined) return Effect.andThen(wait, pull)
-    for (const job of ready) {
-      aim(job)
-      job.submittedAt = now
-    }
-    ready = []
-    return Exit.succeed([first, ...rest] as const)
-  })
-  // A job is a read or a write by its tag, which is set before it is submitted.
-  const requests = Stream.fromPull(Effect.succeed(pull)) as Stream.Stream<(Read | Write) & Job>
-  return queue.process(requests).pipe(
-    Stream.runForEachArray((completions) =>
-      Effect.sync(() => {
-        const now = performance.now()
-        for (const { error, request } of completions) {
-          tally.requests++
-          if (error !== undefined) tally.errors++
-          tally.histogram.record(now - request.submittedAt)
-          ready.push(request)
-        }
-        const resume = source
-        source = undefined
-        resume?.()
-      })
-    )
-  )
-}
-
-/** Runs a queue by one fiber for each request in flight. */
-const runRequests = (queue: IoQueue, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> => {
-  const aim = makeAim(workload)
-  const repeat = (job: Job) =>
-    Effect.whileLoop({
-      while: () => performance.now() < workload.until,
-      body: () => {
-        aim(job)
-        job.submittedAt = performance.now()
-        const answer: Effect.Effect<void, RequestFailure> = job._tag === "read"
-          ? queue.read(job.offset, job.buffer)
-          : queue.write(job.offset, job.buffer)
-        return Effect.catch(answer, countError)
-      },
-      step: () => {
-        tally.requests++
-        tally.histogram.record(performance.now() - job.submittedAt)
-      }
-    })
-  const countError = (error: RequestFailure): Effect.Effect<void, DeviceFailure> => {
-    if (isDeviceFailure(error)) return Effect.fail(error)
-    tally.errors++
-    return Effect.void
-  }
-  return Effect.forEach(jobsOf(workload), repeat, { concurrency: "unbounded", discard: true })
-}
-
-const isDeviceFailure = (error: RequestFailure): error is DeviceFailure =>
-  error._tag === "ENOTCONN" || error._tag === "ETIMEDOUT" || error._tag === "ESHUTDOWN" || error._tag === "ENODEV"
 
 /** Tells whether the device can do what is asked: requests that it refuses, each and all, measure nothing. */
 const checkSizes = (
@@ -218,6 +97,12 @@ export const bench = Command.make(
       Flag.withMetavar("SECONDS"),
       Flag.withDescription("How long to measure")
     ),
+    ramptime: Flag.String("ramptime").pipe(
+      Flag.withDefault("0"),
+      Flag.withSchema(Schema.FiniteFromString.check(Schema.isGreaterThanOrEqualTo(0))),
+      Flag.withMetavar("SECONDS"),
+      Flag.withDescription("How long to run before measuring")
+    ),
     wait: Flag.Literals("wait", ["event", "poll", "adaptive"]).pipe(
       Flag.withDefault("adaptive"),
       Flag.withDescription("How to wait for completions")
@@ -227,9 +112,9 @@ export const bench = Command.make(
       Flag.filter(positive, () => "a positive whole number"),
       Flag.withDescription("Queues to drive")
     ),
-    api: Flag.Literals("api", ["stream", "request"]).pipe(
+    api: Flag.Literals("api", ["stream", "request", "bytes"]).pipe(
       Flag.withDefault("stream"),
-      Flag.withDescription("Streams of requests, or one Effect for each")
+      Flag.withDescription("Streams of requests, one Effect for each, or one that takes ordinary memory")
     ),
     json: Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("One JSON object"))
   },
@@ -247,22 +132,37 @@ export const bench = Command.make(
       })
       : checkSizes(options, facts)
     if (wrong !== undefined) return yield* new Device.UsageError({ reason: wrong })
-    const disk = yield* connected.properties.set({
+    yield* connected.properties.set({
       numQueues: isPoll ? 0 : queues,
       numPollQueues: isPoll ? queues : 0
-    }).pipe(Effect.andThen(connected.start({ waiting: options.wait === "event" ? "event" : "adaptive" })))
+    })
+    const disk = yield* BlockDevice.fromStarted(
+      yield* connected.start({ waiting: options.wait === "event" ? "event" : "adaptive" })
+    )
     const regions = yield* Effect.forEach(
       Array.from({ length: queues }, (_, i) => i),
       () => disk.allocate(iodepth * blocksize)
     )
-    const tallies: ReadonlyArray<Tally> = regions.map(() => ({
-      requests: 0,
-      errors: 0,
-      histogram: new LatencyHistogram()
-    }))
+    const tallies = regions.map(() => new Tally())
+    const workload: Workload = {
+      blockBytes: blocksize,
+      capacity: disk.capacity,
+      depth: iodepth,
+      random: readwrite.startsWith("rand"),
+      writes,
+      until: performance.now() + (options.ramptime + runtime) * MS_PER_S
+    }
+    let began = performance.now()
+    let cpu = process.cpuUsage()
+    const begin = Effect.andThen(
+      Effect.sleep(options.ramptime * MS_PER_S),
+      Effect.sync(() => {
+        for (const tally of tallies) tally.reset()
+        began = performance.now()
+        cpu = process.cpuUsage()
+      })
+    )
     const total = () => tallies.reduce((sum, { requests }) => sum + requests, 0)
-    const began = performance.now()
-    const cpu = process.cpuUsage()
     const progress = Effect.forever(Effect.andThen(
       Effect.sleep(MS_PER_S),
       Effect.suspend(() => {
@@ -270,33 +170,32 @@ export const bench = Command.make(
         return Console.error(`${seconds.toFixed(0)} s  ${(total() / seconds / 1000).toFixed(1)} kIOPS`)
       })
     ))
-    const runs = regions.map(({ bytes }, i) => {
-      const workload: Workload = {
-        blockBytes: blocksize,
-        capacity: disk.capacity,
-        depth: iodepth,
-        random: readwrite.startsWith("rand"),
-        writes,
-        memory: bytes,
-        until: began + runtime * MS_PER_S
-      }
+    const runs = tallies.map((tally, i) => {
       const queue = isPoll ? disk.pollQueue(i) : disk.queue(i)
-      const tally = tallies[i]
-      return tally === undefined
-        ? Effect.void
-        : (options.api === "stream" ? runStream : runRequests)(queue, workload, tally)
+      const memory = regions[i]?.bytes ?? new Uint8Array(0)
+      switch (options.api) {
+        case "stream":
+          return runStream(queue, memory, workload, tally)
+        case "request":
+          return runRequests(queue, memory, workload, tally)
+        case "bytes":
+          return runBytes(disk, workload, tally)
+      }
     })
-    const all = Effect.all(runs, { concurrency: "unbounded", discard: true })
+    const all = Effect.all([...runs, ...(options.ramptime > 0 ? [begin] : [])], {
+      concurrency: "unbounded",
+      discard: true
+    })
     yield* options.json ? all : Effect.raceFirst(all, progress)
     const seconds = (performance.now() - began) / MS_PER_S
     const { system, user } = process.cpuUsage(cpu)
 
-    const merged: Tally = {
-      requests: total(),
-      errors: tallies.reduce((sum, { errors }) => sum + errors, 0),
-      histogram: new LatencyHistogram()
+    const merged = new Tally()
+    for (const { errors, histogram, requests } of tallies) {
+      merged.requests += requests
+      merged.errors += errors
+      merged.histogram.add(histogram)
     }
-    for (const { histogram } of tallies) merged.histogram.add(histogram)
     const aggregate: Figures = {
       ...figuresOf(merged, blocksize, seconds),
       cpu_us_per_io: merged.requests === 0 ? 0 : (system + user) / merged.requests

@@ -147,6 +147,7 @@ export class FakeConnection {
             this.#completionFds = fds
             return fds.map((completionFd) => ({
               completionFd,
+              signalsInTurn: true,
               notify: () => {
                 this.notifications++
                 return 0

@@ -443,6 +443,7 @@ export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never
         return made.notify()
       },
       completionFd: fd,
+      signalsInTurn: true,
       onFault: (failure) => {
         faults.push(failure)
         engine.fail(failure)

@@ -1,0 +1,191 @@
+/**
+ * What `blkio bench` does to a disk: requests of one kind, a fixed number of them in flight, until the time is over.
+ *
+ * Latencies are taken once per array of completions, which is as often as the ring is looked at; at high rates a clock call
+ * per request would cost more than the request.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Stream from "effect/Stream"
+import type { Device } from "../BlockDevice.ts"
+import type { StoreError } from "../BlockStore/BlockStore.ts"
+import type * as Errno from "../Errno.ts"
+import type { Completion, DeviceFailure, IoQueue, Read, Write } from "../Queue/IoQueue.ts"
+import { LatencyHistogram } from "./LatencyHistogram.ts"
+
+/** How requests follow one another. */
+export interface Workload {
+  readonly blockBytes: number
+  readonly capacity: number
+  readonly depth: number
+  readonly random: boolean
+  /** The share of writes, 0 to 1. */
+  readonly writes: number
+  /** When to stop, by `performance.now()`. */
+  readonly until: number
+}
+
+/** What was done since the last {@link Tally.reset}. */
+export class Tally {
+  requests = 0
+  errors = 0
+  histogram = new LatencyHistogram()
+
+  count(error: unknown, latencyMs: number): void {
+    this.requests++
+    if (error !== undefined) this.errors++
+    this.histogram.record(latencyMs)
+  }
+
+  /** Counts jobs that were found done together. Those that were submitted together, too, have one latency. */
+  countJobs(completions: ReadonlyArray<Completion<(Read | Write) & Job>>, now: number): void {
+    let submittedAt = 0
+    let together = 0
+    for (const { error, request } of completions) {
+      if (error !== undefined) this.errors++
+      if (request.submittedAt !== submittedAt) {
+        if (together > 0) this.histogram.record(now - submittedAt, together)
+        submittedAt = request.submittedAt
+        together = 0
+      }
+      together++
+    }
+    this.histogram.record(now - submittedAt, together)
+    this.requests += completions.length
+  }
+
+  /** Forgets what was done so far. */
+  reset(): void {
+    this.requests = 0
+    this.errors = 0
+    this.histogram = new LatencyHistogram()
+  }
+}
+
+/** A request that is used again and again. */
+class Job {
+  _tag: "read" | "write" = "read"
+  offset = 0
+  readonly buffer: Uint8Array
+  submittedAt = 0
+  constructor(buffer: Uint8Array) {
+    this.buffer = buffer
+  }
+}
+
+/** Gives each job its next place on the disk. */
+const makeAim = ({ blockBytes, capacity, random, writes }: Workload): (job: Job) => void => {
+  const blocks = Math.floor(capacity / blockBytes)
+  let next = 0
+  return (job) => {
+    job._tag = writes > 0 && (writes === 1 || Math.random() < writes) ? "write" : "read"
+    job.offset = (random ? Math.floor(Math.random() * blocks) : next++ % blocks) * blockBytes
+  }
+}
+
+const jobsOf = ({ blockBytes, depth }: Workload, memory: Uint8Array): Array<Job> =>
+  Array.from({ length: depth }, (_, i) => new Job(memory.subarray(i * blockBytes, (i + 1) * blockBytes)))
+
+/** Runs a queue through `IoQueue.process`: jobs whose completions were read are submitted again, in arrays. */
+export const runStream = (
+  queue: IoQueue,
+  memory: Uint8Array,
+  workload: Workload,
+  tally: Tally
+): Effect.Effect<void, DeviceFailure> => {
+  const aim = makeAim(workload)
+  let ready = jobsOf(workload, memory)
+  let now = performance.now()
+  let source: (() => void) | undefined
+  const next = (): Exit.Exit<readonly [Job, ...Array<Job>], Cause.Done> => {
+    if (now >= workload.until) return done
+    for (const job of ready) {
+      aim(job)
+      job.submittedAt = now
+    }
+    // Whoever calls has seen that it is not empty.
+    const jobs = ready as unknown as readonly [Job, ...Array<Job>]
+    ready = []
+    return Exit.succeed(jobs)
+  }
+  const wait = Effect.callback<readonly [Job, ...Array<Job>], Cause.Done>((resume) => {
+    source = () => resume(next())
+  })
+  const pull = Effect.suspend(() => ready.length > 0 ? next() : wait)
+  // A job is a read or a write by its tag, which is set before it is submitted.
+  const requests = Stream.fromPull(Effect.succeed(pull)) as Stream.Stream<(Read | Write) & Job>
+  return queue.process(requests).pipe(
+    Stream.runForEachArray((completions) => {
+      now = performance.now()
+      tally.countJobs(completions, now)
+      for (const { request } of completions) ready.push(request)
+      const resume = source
+      source = undefined
+      resume?.()
+      return Effect.void
+    })
+  )
+}
+
+const done = Exit.fail(Cause.Done())
+
+/** Runs a fiber for each request in flight, until the time is over. */
+const runFibers = (
+  jobs: ReadonlyArray<Job>,
+  workload: Workload,
+  tally: Tally,
+  perform: (job: Job) => Effect.Effect<unknown, StoreError | Errno.EFAULT>
+): Effect.Effect<void, DeviceFailure> => {
+  const aim = makeAim(workload)
+  const repeat = (job: Job) => {
+    let error: StoreError | Errno.EFAULT | undefined
+    const caught = (failure: StoreError | Errno.EFAULT): Effect.Effect<void, DeviceFailure> => {
+      if (isDeviceFailure(failure)) return Effect.fail(failure)
+      error = failure
+      return Effect.void
+    }
+    job.submittedAt = performance.now()
+    return Effect.whileLoop({
+      while: () => job.submittedAt < workload.until,
+      body: () => {
+        aim(job)
+        error = undefined
+        return Effect.catch(perform(job), caught)
+      },
+      step: () => {
+        const now = performance.now()
+        tally.count(error, now - job.submittedAt)
+        job.submittedAt = now
+      }
+    })
+  }
+  return Effect.forEach(jobs, repeat, { concurrency: "unbounded", discard: true })
+}
+
+/** Runs a queue by one Effect for each request. */
+export const runRequests = (
+  queue: IoQueue,
+  memory: Uint8Array,
+  workload: Workload,
+  tally: Tally
+): Effect.Effect<void, DeviceFailure> =>
+  runFibers(
+    jobsOf(workload, memory),
+    workload,
+    tally,
+    (job) => job._tag === "read" ? queue.read(job.offset, job.buffer) : queue.write(job.offset, job.buffer)
+  )
+
+/** Runs a disk by `readBytes` and `writeBytes`, which take ordinary memory. */
+export const runBytes = (disk: Device, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> =>
+  runFibers(
+    jobsOf(workload, new Uint8Array(workload.depth * workload.blockBytes)),
+    workload,
+    tally,
+    (job) =>
+      job._tag === "read" ? disk.readBytes(job.offset, job.buffer.length) : disk.writeBytes(job.offset, job.buffer)
+  )
+
+const isDeviceFailure = (error: StoreError | Errno.EFAULT): error is DeviceFailure =>
+  error._tag === "ENOTCONN" || error._tag === "ETIMEDOUT" || error._tag === "ESHUTDOWN" || error._tag === "ENODEV"
