@@ -84,10 +84,9 @@ export const fromStarted = Effect.fnUntraced(function*(
   const { rules } = device
   // The pool is made late and goes early: not before what was made after the device, and may still use it.
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const all = [...device.queues, ...device.pollQueues]
   let turn = 0
   /** The queues take turns. */
-  const queue = (): IoQueue => all[turn++ % all.length] ?? device.queue(0)
+  const queue = (): IoQueue => device.ownQueues[turn++ % device.ownQueues.length] ?? device.queue(0)
 
   const limit = (most: number, stated: number): number => {
     const smaller = stated === 0 ? most : Math.min(most, stated)
@@ -301,9 +300,12 @@ export const fromStarted = Effect.fnUntraced(function*(
     ...device,
     ...store,
     ...ByteAccess.make(store),
-    // Spreading has read it once; it changes.
+    // Spreading has read them once; they change.
     get capacity() {
       return rules.capacity
+    },
+    get ownQueues() {
+      return device.ownQueues
     }
   }
 })

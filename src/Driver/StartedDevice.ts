@@ -29,6 +29,9 @@ import { SplitRing } from "../Queue/SplitRing.ts"
 import type { Connection, ConnectionError } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
 import { checkConfig, rulesOf } from "./Configuration.ts"
+import { drain, end, until, watch } from "./EngineLife.ts"
+import { HandedQueue } from "./HandedQueue.ts"
+import type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
 
 /**
  * What changed when a device's configuration did.
@@ -79,6 +82,13 @@ export interface StartedDevice {
   readonly queue: (index: number) => IoQueue.IoQueue
   /** The poll queue of an index from 0; where there is none, one that answers ENODEV. */
   readonly pollQueue: (index: number) => IoQueue.IoQueue
+  /** Those queues of both kinds that were not handed over. */
+  readonly ownQueues: ReadonlyArray<IoQueue.IoQueue>
+  /**
+   * Hands a queue to another thread of this process, which opens it with `WorkerQueue.open`; here it answers ENODEV from then
+   * on. Closing the Scope ends it there: what is in flight is waited for, as long as `closeTimeout` says.
+   */
+  readonly handOver: (options: HandOverOptions) => Effect.Effect<QueueHandle, HandOverError, Scope.Scope>
   /** Allocates `length` bytes of memory for buffers and maps it for the device, until the Scope closes. */
   readonly allocate: (
     length: number,
@@ -102,6 +112,30 @@ export interface StartedDevice {
   readonly refresh: Effect.Effect<ConfigChange, ConfigError>
 }
 
+/**
+ * Which queue to hand over, and with which regions.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface HandOverOptions {
+  /** Index among the queues of its kind. */
+  readonly queue: number
+  /** Default: an event queue. */
+  readonly kind?: "event" | "poll"
+  /** The mapped regions that its requests may use. They stay where they are; the other thread maps them for itself. */
+  readonly regions: ReadonlyArray<MemoryRegion.MemoryRegion>
+}
+
+/**
+ * What handing a queue over may fail with. EBUSY: requests are in flight or wait. EINVAL: a region is not mapped for the device.
+ * ENODEV: there is no such queue, or not any more. ENOTSUP: the transport's queues cannot leave their thread.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type HandOverError = Errno.EBUSY | Errno.EINVAL | Errno.ENOTSUP | DeviceFailure
+
 /** How a device is to be started. */
 export interface StartOptions {
   readonly waiting: Exclude<Waiting, "poll">
@@ -114,8 +148,6 @@ export interface StartOptions {
 /** What starting a device's queues may fail with, once its settings were checked. */
 export type StartDeviceError = MemoryRegion.MemoryError | Errno.ENOSPC | ConnectionError
 
-/** How often within `deviceTimeout` the watchdog looks. */
-const WATCHDOG_LOOKS = 4
 /** Subscribers to configuration changes that fall behind by more than this miss the oldest. */
 const CHANGES_KEPT = 16
 
@@ -166,7 +198,9 @@ export const start = Effect.fnUntraced(function*(
     end
   )
   /** Gives the device up. */
+  const handed = new Set<HandedQueue>()
   const fail = (failure: DeviceFailure) => {
+    for (const queue of handed) queue.tellFailure(failure)
     for (const engine of engines) engine.fail(failure)
   }
   yield* Deferred.await(connection.lost).pipe(
@@ -175,7 +209,12 @@ export const start = Effect.fnUntraced(function*(
   )
   yield* Effect.forkScoped(watch(engines, options.deviceTimeout, fail))
   // Last, so that the device is still watched while it is waited for.
-  yield* Effect.addFinalizer(() => drain(engines, options.closeTimeout))
+  yield* Effect.addFinalizer(() =>
+    Effect.all(
+      [drain(engines, options.closeTimeout), ...Array.from(handed, (queue) => queue.end(options.closeTimeout))],
+      { concurrency: "unbounded", discard: true }
+    )
+  )
 
   const changes = yield* PubSub.sliding<ConfigChange>(CHANGES_KEPT)
   const refresh = Effect.uninterruptible(Effect.gen(function*() {
@@ -187,6 +226,7 @@ export const start = Effect.fnUntraced(function*(
     }
     if (device !== undefined) properties.device = { ...device, config }
     Object.assign(rules, rulesOf(properties))
+    for (const queue of handed) queue.tellRules({ ...rules })
     const change = { capacity: rules.capacity, flushNeeded: properties.value("flush-needed") }
     yield* PubSub.publish(changes, change)
     return change
@@ -209,12 +249,76 @@ export const start = Effect.fnUntraced(function*(
     Effect.suspend(() => {
       if (!space.has(region)) return Effect.void
       space.remove(region)
-      return Effect.andThen(until(engines, (engine) => !engine.uses(region.bytes.buffer)), connection.unmap(region))
+      const users = Array.from(handed).filter((queue) => queue.uses(region))
+      return Effect.forEach(users, (queue) => queue.end(options.closeTimeout), { concurrency: "unbounded" }).pipe(
+        Effect.andThen(until(engines, (engine) => !engine.uses(region.bytes.buffer))),
+        Effect.andThen(connection.unmap(region))
+      )
     }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
 
   const surfaces = engines.map((engine) => IoQueue.fromEngine(engine, engine.index))
   const queues = surfaces.slice(0, eventQueues)
   const polled = surfaces.slice(eventQueues)
+  let ownQueues = surfaces
+
+  const takeOut = ({ kind = "event", queue: index, regions }: HandOverOptions): QueueHandle | HandOverError => {
+    const refused = { operation: "hand over", queue: index }
+    const at = kind === "event" ? index : eventQueues + index
+    const surface = (kind === "event" ? queues : polled)[index]
+    const engine = engines[at]
+    const ring = rings[at]
+    const channel = channels[at]
+    if (surface === undefined || engine === undefined || ring === undefined || channel === undefined) {
+      return new Errno.ENODEV({ ...refused, detail: `there is no ${kind} queue ${index}` })
+    }
+    if (engine.failure !== undefined) return engine.failure
+    if (channel.kickFd < 0) {
+      return new Errno.ENOTSUP({ ...refused, detail: "the transport notifies the device from its own thread only" })
+    }
+    if (engine.outstanding > 0 || engine.isContended) {
+      return new Errno.EBUSY({ ...refused, detail: `${engine.outstanding} requests are in flight` })
+    }
+    const handedRegions: Array<HandedMemory> = []
+    for (const { bytes, fd, fdOffset, length } of regions) {
+      const base = space.translate(bytes)
+      if (base < 0) return new Errno.EINVAL({ ...refused, length, detail: "a region is not mapped for the device" })
+      handedRegions.push({ fd, fdOffset, length, address: base })
+    }
+    engine.refuse(new Errno.ENODEV({ ...refused, detail: "the queue was handed to another thread" }))
+    engine.stop()
+    ownQueues = ownQueues.filter((other) => other !== surface)
+    const handedQueue = new HandedQueue(regions, fail)
+    handed.add(handedQueue)
+    return {
+      index,
+      waiting: engine.waiting,
+      layout: Ring === PackedRing ? "packed" : "split",
+      ringOptions,
+      rings: { fd: memory.fd, fdOffset: 0, length: memory.length, address },
+      ringOffset: at * bytesOfRing,
+      position: ring.position,
+      kickFd: channel.kickFd,
+      completionFd: channel.completionFd,
+      signalsInTurn: channel.signalsInTurn,
+      rules: { ...rules },
+      regions: handedRegions,
+      deviceTimeoutMs: Duration.toMillis(options.deviceTimeout),
+      closeTimeoutMs: Duration.toMillis(options.closeTimeout),
+      port: handedQueue.port
+    }
+  }
+  const handOver = (what: HandOverOptions): Effect.Effect<QueueHandle, HandOverError, Scope.Scope> =>
+    Effect.acquireRelease(
+      Effect.suspend(() => {
+        const taken = takeOut(what)
+        return "_tag" in taken ? Exit.fail(taken) : Exit.succeed(taken)
+      }),
+      ({ port }) =>
+        Effect.suspend(() => {
+          const queue = Array.from(handed).find((one) => one.port === port)
+          return queue === undefined ? Effect.void : queue.end(options.closeTimeout)
+        })
+    )
   return {
     properties: properties.in("started"),
     get capacity() {
@@ -224,6 +328,10 @@ export const start = Effect.fnUntraced(function*(
     queues,
     pollQueues: polled,
     queue: (index) => queues[index] ?? IoQueue.absent("event", index, queues.length),
+    get ownQueues() {
+      return ownQueues
+    },
+    handOver,
     pollQueue: (index) => polled[index] ?? IoQueue.absent("poll", index, polled.length),
     allocate: (length, allocateOptions) =>
       Effect.tap(
@@ -240,58 +348,3 @@ export const start = Effect.fnUntraced(function*(
     refresh
   }
 })
-
-/** Waits until `condition` holds for every engine; each looks again whenever requests of its queue have ended. */
-const until = (
-  engines: ReadonlyArray<QueueEngine>,
-  condition: (engine: QueueEngine) => boolean
-): Effect.Effect<void> =>
-  Effect.forEach(engines, (engine) =>
-    Effect.callback<void>((resume) => {
-      const stop = engine.when(() => condition(engine), () => resume(Exit.void))
-      return Effect.sync(stop)
-    }), { discard: true })
-
-const closed = () => new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
-
-/** Refuses new requests, and waits for what is in flight as long as the limit allows. */
-const drain = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
-  Effect.suspend(() => {
-    const failure = closed()
-    for (const engine of engines) engine.refuse(failure)
-    return Effect.asVoid(
-      Effect.timeoutOption(Effect.interruptible(until(engines, (engine) => engine.outstanding === 0)), limit)
-    )
-  })
-
-/** Ends the engines; what is still in flight fails. */
-const end = (engines: ReadonlyArray<QueueEngine>): Effect.Effect<void> =>
-  Effect.sync(() => {
-    const failure = closed()
-    for (const engine of engines) engine.fail(failure)
-  })
-
-/** Declares the device dead once one of its queues has had requests in flight and no completion for `limit`. */
-const watch = (
-  engines: ReadonlyArray<QueueEngine>,
-  limit: Duration.Duration,
-  fail: (failure: Errno.ETIMEDOUT) => void
-): Effect.Effect<void> => {
-  if (!Duration.isFinite(limit)) return Effect.void
-  const seen = engines.map(() => ({ progress: -1, looks: 0 }))
-  const look = Effect.sync(() => {
-    for (const [i, engine] of engines.entries()) {
-      const last = seen[i]
-      if (last === undefined) continue
-      last.looks = engine.outstanding > 0 && engine.progress === last.progress ? last.looks + 1 : 0
-      last.progress = engine.progress
-      if (last.looks < WATCHDOG_LOOKS) continue
-      const notified = engine.notifyErrno === 0 ? "" : `; the last notification failed with errno ${engine.notifyErrno}`
-      const detail = `no completion for ${
-        Duration.format(limit)
-      } with ${engine.outstanding} requests in flight${notified}`
-      fail(new Errno.ETIMEDOUT({ operation: "wait", queue: engine.index, detail }))
-    }
-  })
-  return Effect.forever(Effect.andThen(Effect.sleep(Duration.divideUnsafe(limit, WATCHDOG_LOOKS)), look))
-}

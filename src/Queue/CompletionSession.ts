@@ -235,12 +235,12 @@ export class CompletionSession<R extends Request> implements Owner {
     })
     // The consumer is resumed with what it waits for, not to look for it: a fiber that waits twice costs twice.
     const wait = Effect.callback((resume: (outcome: Outcome) => void) => {
-      this.#consumer = () => {
+      this.#awaitWith(() => {
         const outcome = look()
         if (outcome === undefined) return
         this.#consumer = undefined
         resume(outcome)
-      }
+      })
       return forget
     })
     return Effect.suspend(() => {
@@ -248,6 +248,11 @@ export class CompletionSession<R extends Request> implements Owner {
       while (outcome === undefined && this.#engine.search()) outcome = look()
       return outcome ?? wait
     })
+  }
+
+  /** V8 puts a closure that is assigned to a property into the old generation, and with it what it refers to; not so this. */
+  #awaitWith(consumer: () => void): void {
+    this.#consumer = consumer
   }
 
   /** Waits until something has happened that a reader may want to see. */

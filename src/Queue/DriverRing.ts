@@ -27,7 +27,7 @@ export interface RingOptions {
 
 /** Where a ring lies. */
 export interface RingMemory {
-  /** Zeroed memory that the device shares. */
+  /** Memory that the device shares. */
   readonly buffer: ArrayBuffer
   /** Where the ring begins in it: a multiple of 64. */
   readonly offset: number
@@ -37,7 +37,11 @@ export interface RingMemory {
 
 /** A layout of rings. */
 export interface RingKind {
-  new(options: RingOptions, memory: RingMemory): DriverRing
+  /**
+   * Makes the driver's side of a ring. `position` is that of another one that drove this ring before and left nothing
+   * outstanding; without it the memory is zeroed.
+   */
+  new(options: RingOptions, memory: RingMemory, position?: number): DriverRing
   /** How much memory a ring needs, in bytes: a multiple of 64. */
   readonly bytes: (options: RingOptions) => number
 }
@@ -55,6 +59,8 @@ export interface DriverRing {
   fault: string | undefined
   /** Requests the device has not answered. */
   readonly outstanding: number
+  /** Where the next request goes: by this another side may go on, once nothing is outstanding. */
+  readonly position: number
   /** Whether the device has answered something that was not drained. */
   readonly pending: boolean
 

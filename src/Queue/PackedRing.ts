@@ -75,7 +75,7 @@ export class PackedRing implements DriverRing {
   #dueSince = 0
   #isArmed = true
 
-  constructor(options: RingOptions, memory: RingMemory) {
+  constructor(options: RingOptions, memory: RingMemory, position = 0) {
     const { queueSize } = options
     const layout = Wire.layout(queueSize)
     const slots = new RequestSlots(options, memory, layout.bytes)
@@ -99,8 +99,17 @@ export class PackedRing implements DriverRing {
     this.#nextFree = Uint16Array.from({ length: queueSize }, (_, i) => i + 1 === queueSize ? NONE : i + 1)
     this.#chainLength = new Uint16Array(queueSize)
     this.#freeCount = queueSize
+    this.#availIdx =
+      this.#publishedIdx =
+      this.#decidedIdx =
+      this.#usedIdx =
+        position
     if (options.indirect) { for (let slot = 0; slot < queueSize; slot++) this.#formatCompact(slot) }
     this.disarm()
+  }
+
+  get position(): number {
+    return this.#availIdx
   }
 
   fits(segments: number): boolean {

@@ -66,7 +66,7 @@ export class SplitRing implements DriverRing {
   #dueSince = 0
   #usedIdx = 0
 
-  constructor(options: RingOptions, memory: RingMemory) {
+  constructor(options: RingOptions, memory: RingMemory, position = 0) {
     const { queueSize } = options
     const layout = Wire.layout(queueSize)
     const slots = new RequestSlots(options, memory, layout.bytes)
@@ -94,9 +94,18 @@ export class SplitRing implements DriverRing {
     this.#chainLength = new Uint16Array(queueSize)
     this.#spread = new Uint8Array(queueSize)
     this.#freeCount = queueSize
+    this.#availIdx =
+      this.#publishedIdx =
+      this.#decidedIdx =
+      this.#usedIdx =
+        position
     if (options.indirect) { for (let slot = 0; slot < queueSize; slot++) this.#formatCompact(slot) }
-    if (options.eventIdx) Atomics.store(this.#halves, this.#usedEventHalf, NONE)
+    if (options.eventIdx) Atomics.store(this.#halves, this.#usedEventHalf, Wire.wrap16(position - 1))
     else this.disarm()
+  }
+
+  get position(): number {
+    return this.#availIdx
   }
 
   fits(segments: number): boolean {

@@ -85,6 +85,8 @@ export interface QueueAddresses {
 export interface QueueChannel {
   /** Tells the device to look at the ring; answers 0 or an errno. Does not block. */
   readonly notify: () => number
+  /** The event counter that notifies the device, for other threads; -1 where it is notified otherwise. */
+  readonly kickFd: number
   /** The event counter the device signals, non-blocking. */
   readonly completionFd: number
   /**

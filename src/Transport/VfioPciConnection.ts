@@ -318,7 +318,12 @@ export const make = Effect.fnUntraced(function*(
         const detail = `doorbell at ${at}: must lie within the ${structures.notify.length} bytes of doorbells`
         return yield* new Errno.EPROTO({ operation: OPERATION, path, queue: index, detail })
       }
-      channels.push({ notify: ring(at, index), completionFd: completionFds[index] ?? -1, signalsInTurn: false })
+      channels.push({
+        notify: ring(at, index),
+        kickFd: -1,
+        completionFd: completionFds[index] ?? -1,
+        signalsInTurn: false
+      })
     }
     const status = yield* access(() => {
       common.write(DEVICE_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)

@@ -209,7 +209,7 @@ export const make = Effect.fnUntraced(function*(
       // From here on `stop` has something to stop, also where the start does not end well.
       startedQueues = index + 1
       yield* tell(FrontendRequest.SET_VRING_KICK, eventOf, [kickFd])
-      channels.push({ notify: () => Libc.signalEventFd(kickFd), completionFd, signalsInTurn: true })
+      channels.push({ notify: () => Libc.signalEventFd(kickFd), kickFd, completionFd, signalsInTurn: true })
     }
     for (const index of queues.keys()) {
       yield* tell(FrontendRequest.SET_VRING_ENABLE, Message.encodeVringState(index, 1))

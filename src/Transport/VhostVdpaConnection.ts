@@ -287,7 +287,7 @@ export const make = Effect.fnUntraced(function*(
       yield* tell(Ioctl.VHOST_SET_VRING_ADDR, Vhost.encodeVringAddress(addresses))
       yield* tell(Ioctl.VHOST_SET_VRING_CALL, Vhost.encodeVringFile(index, completionFd))
       yield* tell(Ioctl.VHOST_SET_VRING_KICK, Vhost.encodeVringFile(index, kickFd))
-      channels.push({ notify: () => Libc.signalEventFd(kickFd), completionFd, signalsInTurn: false })
+      channels.push({ notify: () => Libc.signalEventFd(kickFd), kickFd, completionFd, signalsInTurn: false })
     }
     // A reset takes this back. Kernels before 5.8 do not know it, and their devices tell of no changes; such a kernel takes the
     // descriptor for the index of a ring, which may or may not exist.

@@ -1,7 +1,7 @@
 /**
  * Latencies of many requests, by HdrHistogram: three significant digits from 1 ns to 1000 s.
  */
-import { build, type Histogram } from "hdr-histogram-js"
+import { build, decodeFromCompressedBase64, encodeIntoCompressedBase64, type Histogram } from "hdr-histogram-js"
 
 const NS_PER_MS = 1e6
 const NS_PER_US = 1000
@@ -15,6 +15,13 @@ export interface Latencies {
   readonly p99_lat_us: number
   readonly p999_lat_us: number
   readonly max_lat_us: number
+}
+
+/** What a histogram has collected, as plain data. */
+export interface PlainHistogram {
+  readonly counts: string
+  readonly min: number
+  readonly max: number
 }
 
 /** Collects latencies. */
@@ -40,6 +47,18 @@ export class LatencyHistogram {
     this.#histogram.add(other.#histogram)
     this.#min = Math.min(this.#min, other.#min)
     this.#max = Math.max(this.#max, other.#max)
+  }
+
+  /** Adds what a histogram of another thread has collected. */
+  addPlain({ counts, max, min }: PlainHistogram): void {
+    this.#histogram.add(decodeFromCompressedBase64(counts))
+    this.#min = Math.min(this.#min, min)
+    this.#max = Math.max(this.#max, max)
+  }
+
+  /** What was collected, as plain data. */
+  get plain(): PlainHistogram {
+    return { counts: encodeIntoCompressedBase64(this.#histogram), min: this.#min, max: this.#max }
   }
 
   /** All zeroes where nothing was recorded. */

@@ -14,17 +14,35 @@ import type * as Errno from "../Errno.ts"
 import type { Completion, DeviceFailure, IoQueue, Read, Write } from "../Queue/IoQueue.ts"
 import { LatencyHistogram } from "./LatencyHistogram.ts"
 
-/** How requests follow one another. */
-export interface Workload {
+/** How requests follow one another, and for how long. */
+export interface Plan {
   readonly blockBytes: number
   readonly capacity: number
   readonly depth: number
   readonly random: boolean
   /** The share of writes, 0 to 1. */
   readonly writes: number
+  /** How long to run before measuring, and how long to measure. */
+  readonly rampSeconds: number
+  readonly seconds: number
+}
+
+/** A plan that has begun. */
+interface Workload extends Plan {
   /** When to stop, by `performance.now()`. */
   readonly until: number
 }
+
+/** The two ways to use a queue: requests as a Stream, or an Effect for each. */
+export type QueueApi = "stream" | "request"
+
+/** What was done in the time that was measured. */
+export interface Measured {
+  readonly seconds: number
+  readonly tally: Tally
+}
+
+const MS_PER_S = 1000
 
 /** What was done since the last {@link Tally.reset}. */
 export class Tally {
@@ -87,8 +105,47 @@ const makeAim = ({ blockBytes, capacity, random, writes }: Workload): (job: Job)
 const jobsOf = ({ blockBytes, depth }: Workload, memory: Uint8Array): Array<Job> =>
   Array.from({ length: depth }, (_, i) => new Job(memory.subarray(i * blockBytes, (i + 1) * blockBytes)))
 
+/** Runs a plan, and measures once its ramp time is over. */
+const measured = (
+  plan: Plan,
+  tally: Tally,
+  run: (workload: Workload) => Effect.Effect<void, DeviceFailure>
+): Effect.Effect<Measured, DeviceFailure> =>
+  Effect.suspend(() => {
+    let began = performance.now()
+    const ramp = Effect.andThen(
+      Effect.sleep(plan.rampSeconds * MS_PER_S),
+      Effect.sync(() => {
+        tally.reset()
+        began = performance.now()
+      })
+    )
+    const workload = { ...plan, until: began + (plan.rampSeconds + plan.seconds) * MS_PER_S }
+    return Effect.map(
+      Effect.all(plan.rampSeconds > 0 ? [run(workload), ramp] : [run(workload)], {
+        concurrency: "unbounded",
+        discard: true
+      }),
+      () => ({ seconds: (performance.now() - began) / MS_PER_S, tally })
+    )
+  })
+
+/** Runs a plan on a queue, with buffers in `memory`. */
+export const runMeasured = (
+  queue: IoQueue,
+  memory: Uint8Array,
+  plan: Plan,
+  api: QueueApi,
+  tally: Tally = new Tally()
+): Effect.Effect<Measured, DeviceFailure> =>
+  measured(plan, tally, (workload) => (api === "stream" ? runStream : runRequests)(queue, memory, workload, tally))
+
+/** Runs a plan on a disk by `readBytes` and `writeBytes`, which take ordinary memory. */
+export const runBytesMeasured = (disk: Device, plan: Plan, tally: Tally): Effect.Effect<Measured, DeviceFailure> =>
+  measured(plan, tally, (workload) => runBytes(disk, workload, tally))
+
 /** Runs a queue through `IoQueue.process`: jobs whose completions were read are submitted again, in arrays. */
-export const runStream = (
+const runStream = (
   queue: IoQueue,
   memory: Uint8Array,
   workload: Workload,
@@ -164,7 +221,7 @@ const runFibers = (
 }
 
 /** Runs a queue by one Effect for each request. */
-export const runRequests = (
+const runRequests = (
   queue: IoQueue,
   memory: Uint8Array,
   workload: Workload,
@@ -177,8 +234,7 @@ export const runRequests = (
     (job) => job._tag === "read" ? queue.read(job.offset, job.buffer) : queue.write(job.offset, job.buffer)
   )
 
-/** Runs a disk by `readBytes` and `writeBytes`, which take ordinary memory. */
-export const runBytes = (disk: Device, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> =>
+const runBytes = (disk: Device, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> =>
   runFibers(
     jobsOf(workload, new Uint8Array(workload.depth * workload.blockBytes)),
     workload,

@@ -9,9 +9,10 @@ import { Argument, Command, Flag } from "effect/cli"
 import * as BlockDevice from "../BlockDevice.ts"
 import * as Errno from "../Errno.ts"
 import type { Values } from "../Properties/Properties.ts"
+import * as BenchThreads from "./BenchThreads.ts"
 import * as Device from "./Device.ts"
 import type { Latencies } from "./LatencyHistogram.ts"
-import { runBytes, runRequests, runStream, Tally, type Workload } from "./Workload.ts"
+import { type Plan, runBytesMeasured, runMeasured, Tally } from "./Workload.ts"
 
 const MS_PER_S = 1000
 const GIB = 2 ** 30
@@ -23,11 +24,23 @@ const positive = (n: number) => Number.isInteger(n) && n > 0
 
 /** Tells whether the device can do what is asked: requests that it refuses, each and all, measure nothing. */
 const checkSizes = (
-  { blocksize, iodepth, queues }: { readonly blocksize: number; readonly iodepth: number; readonly queues: number },
+  { api, blocksize, iodepth, queues, workers }: {
+    readonly api: string
+    readonly blocksize: number
+    readonly iodepth: number
+    readonly queues: number
+    readonly workers: number
+  },
   device: Values<"connected">
 ): Errno.EINVAL | undefined => {
   const refuse = (detail: string) => new Errno.EINVAL({ operation: "bench", detail })
   const block = `block size ${blocksize}`
+  if (workers > 0 && workers !== queues) {
+    return refuse(`${workers} workers: must be as many as the ${queues} queues, or 0`)
+  }
+  if (workers > 0 && api === "bytes") {
+    return refuse("--api bytes needs --workers 0: only the device's own thread has it")
+  }
   if (queues > device.maxQueues) return refuse(`${queues} queues: must be at most max-queues ${device.maxQueues}`)
   if (blocksize % device.requestAlignment !== 0) {
     return refuse(`${block}: must be a multiple of request-alignment ${device.requestAlignment}`)
@@ -112,6 +125,11 @@ export const bench = Command.make(
       Flag.filter(positive, () => "a positive whole number"),
       Flag.withDescription("Queues to drive")
     ),
+    workers: Flag.Int("workers").pipe(
+      Flag.withDefault(0),
+      Flag.filter((n) => Number.isInteger(n) && n >= 0, () => "a whole number"),
+      Flag.withDescription("Threads to drive them, one for each; 0 drives all from one thread")
+    ),
     api: Flag.Literals("api", ["stream", "request", "bytes"]).pipe(
       Flag.withDefault("stream"),
       Flag.withDescription("Streams of requests, one Effect for each, or one that takes ordinary memory")
@@ -119,7 +137,7 @@ export const bench = Command.make(
     json: Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("One JSON object"))
   },
   Effect.fnUntraced(function*(options) {
-    const { blocksize, iodepth, queues, readwrite, runtime } = options
+    const { blocksize, iodepth, queues, readwrite, runtime, workers } = options
     const device = yield* Device.parse(options.device)
     const writes = readwrite === "randrw" ? 0.5 : readwrite.endsWith("write") ? 1 : 0
     const isPoll = options.wait === "poll"
@@ -143,55 +161,56 @@ export const bench = Command.make(
       Array.from({ length: queues }, (_, i) => i),
       () => disk.allocate(iodepth * blocksize)
     )
-    const tallies = regions.map(() => new Tally())
-    const workload: Workload = {
+    const plan: Plan = {
       blockBytes: blocksize,
       capacity: disk.capacity,
       depth: iodepth,
       random: readwrite.startsWith("rand"),
       writes,
-      until: performance.now() + (options.ramptime + runtime) * MS_PER_S
+      rampSeconds: options.ramptime,
+      seconds: runtime
     }
-    let began = performance.now()
     let cpu = process.cpuUsage()
-    const begin = Effect.andThen(
+    const measureCpu = Effect.andThen(
       Effect.sleep(options.ramptime * MS_PER_S),
       Effect.sync(() => {
-        for (const tally of tallies) tally.reset()
-        began = performance.now()
         cpu = process.cpuUsage()
       })
     )
-    const total = () => tallies.reduce((sum, { requests }) => sum + requests, 0)
+    const { api } = options
+    const tallies = regions.map(() => new Tally())
+    const runHere = Effect.forEach(tallies, (tally, i) => {
+      if (api === "bytes") return runBytesMeasured(disk, plan, tally)
+      const queue = isPoll ? disk.pollQueue(i) : disk.queue(i)
+      return runMeasured(queue, regions[i]?.bytes ?? new Uint8Array(0), plan, api, tally)
+    }, { concurrency: "unbounded" })
+    const runInThreads = Effect.forEach(
+      regions,
+      (region, queue) => disk.handOver({ queue, kind: isPoll ? "poll" : "event", regions: [region] })
+    ).pipe(Effect.flatMap((handles) =>
+      BenchThreads.run(
+        handles.map((handle) => ({ handle, plan, api: api === "request" ? api : "stream" })),
+        measureCpu
+      )
+    ))
+    const began = performance.now()
     const progress = Effect.forever(Effect.andThen(
       Effect.sleep(MS_PER_S),
       Effect.suspend(() => {
         const seconds = (performance.now() - began) / MS_PER_S
-        return Console.error(`${seconds.toFixed(0)} s  ${(total() / seconds / 1000).toFixed(1)} kIOPS`)
+        const requests = tallies.reduce((sum, tally) => sum + tally.requests, 0)
+        return Console.error(`${seconds.toFixed(0)} s  ${(requests / seconds / 1000).toFixed(1)} kIOPS`)
       })
     ))
-    const runs = tallies.map((tally, i) => {
-      const queue = isPoll ? disk.pollQueue(i) : disk.queue(i)
-      const memory = regions[i]?.bytes ?? new Uint8Array(0)
-      switch (options.api) {
-        case "stream":
-          return runStream(queue, memory, workload, tally)
-        case "request":
-          return runRequests(queue, memory, workload, tally)
-        case "bytes":
-          return runBytes(disk, workload, tally)
-      }
-    })
-    const all = Effect.all([...runs, ...(options.ramptime > 0 ? [begin] : [])], {
-      concurrency: "unbounded",
-      discard: true
-    })
-    yield* options.json ? all : Effect.raceFirst(all, progress)
-    const seconds = (performance.now() - began) / MS_PER_S
+    const isQuiet = options.json || workers > 0 || options.ramptime > 0
+    if (workers === 0) yield* Effect.forkScoped(measureCpu)
+    const run = workers > 0 ? runInThreads : runHere
+    const results = yield* isQuiet ? run : Effect.raceFirst(run, progress)
     const { system, user } = process.cpuUsage(cpu)
+    const seconds = Math.max(...results.map((result) => result.seconds))
 
     const merged = new Tally()
-    for (const { errors, histogram, requests } of tallies) {
+    for (const { tally: { errors, histogram, requests } } of results) {
       merged.requests += requests
       merged.errors += errors
       merged.histogram.add(histogram)
@@ -203,7 +222,7 @@ export const bench = Command.make(
     yield* Console.log(
       options.json
         ? JSON.stringify(
-          { aggregate, queues: tallies.map((tally) => figuresOf(tally, blocksize, seconds)) },
+          { aggregate, queues: results.map((result) => figuresOf(result.tally, blocksize, result.seconds)) },
           undefined,
           2
         )

@@ -147,6 +147,7 @@ export class FakeConnection {
             this.#completionFds = fds
             return fds.map((completionFd) => ({
               completionFd,
+              kickFd: -1,
               signalsInTurn: true,
               notify: () => {
                 this.notifications++

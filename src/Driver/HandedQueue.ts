@@ -1,0 +1,84 @@
+/**
+ * The near end of a queue that another thread drives: tells it what becomes of the device, and ends it before the device
+ * goes.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { MessageChannel, type MessagePort } from "node:worker_threads"
+import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
+import type { DeviceFailure } from "../Queue/QueueEngine.ts"
+import type { DeviceRules } from "../Queue/Request.ts"
+import { fromPlain, type Order, type Report, toPlain } from "./QueueHandle.ts"
+
+/** A queue that another thread drives. */
+export class HandedQueue {
+  /** The other thread's end of the line. */
+  readonly port: MessagePort
+  readonly #line: MessagePort
+  readonly #regions: ReadonlyArray<MemoryRegion>
+  #isOpened = false
+  #hasEnded = false
+  readonly #listeners = new Set<() => void>()
+
+  constructor(regions: ReadonlyArray<MemoryRegion>, onFailure: (failure: DeviceFailure) => void) {
+    const { port1, port2 } = new MessageChannel()
+    this.#line = port1
+    this.port = port2
+    this.#regions = regions
+    port1.on("message", (report: Report) => {
+      if (report._tag === "opened") this.#isOpened = true
+      else if (report._tag === "ended") this.#ended()
+      else onFailure(fromPlain(report.failure))
+    })
+    port1.once("close", () => this.#ended())
+    // A queue in another thread is no reason for this one to stay.
+    port1.unref()
+  }
+
+  /** Whether requests of the other thread may use a region. */
+  uses(region: MemoryRegion): boolean {
+    return !this.#hasEnded && this.#regions.includes(region)
+  }
+
+  tellRules(rules: DeviceRules): void {
+    this.#tell({ _tag: "rules", rules })
+  }
+
+  tellFailure(failure: DeviceFailure): void {
+    this.#tell({ _tag: "failed", failure: toPlain(failure) })
+  }
+
+  /** Has the other thread let go of the queue; waits for that as long as `limit` says. */
+  end(limit: Duration.Duration): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      if (this.#hasEnded) return Effect.void
+      this.#tell({ _tag: "end" })
+      // Where it was not opened, it will find that message first.
+      if (!this.#isOpened) return Effect.sync(() => this.#ended())
+      this.#line.ref()
+      const ended = Effect.callback<void>((resume) => {
+        const listener = () => resume(Exit.void)
+        this.#listeners.add(listener)
+        return Effect.sync(() => this.#listeners.delete(listener))
+      })
+      return Effect.andThen(
+        Effect.timeoutOption(Effect.interruptible(ended), limit),
+        Effect.sync(() => this.#ended())
+      )
+    })
+  }
+
+  #tell(order: Order): void {
+    if (!this.#hasEnded) this.#line.postMessage(order)
+  }
+
+  #ended(): void {
+    if (this.#hasEnded) return
+    this.#hasEnded = true
+    this.#line.close()
+    for (const listener of this.#listeners) listener()
+  }
+}

@@ -1,0 +1,148 @@
+/**
+ * A queue of a device that lives in another thread of this process. One thread drives a ring; with a queue for each thread,
+ * a program uses as many processors as the device has queues.
+ *
+ * ```ts
+ * // in the thread of the device
+ * const handle = yield* disk.handOver({ queue: 1, regions: [region] })
+ * worker.postMessage(handle, [handle.port])
+ * // in the worker
+ * const { queue, regions } = yield* WorkerQueue.open(handle)
+ * yield* queue.read(0, regions[0].bytes.subarray(0, 4096))
+ * ```
+ *
+ * The device stays where it was made: when it is lost, closed or resized, the queue hears of it. The queue's own Scope ends
+ * it, too: what is in flight is waited for, as when a device closes.
+ *
+ * @since 0.1.0
+ */
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Scope from "effect/Scope"
+import * as Errno from "../Errno.ts"
+import { AddressSpace } from "../Memory/AddressSpace.ts"
+import * as MemoryRegion from "../Memory/MemoryRegion.ts"
+import * as Libc from "../Native/Libc.ts"
+import { SyscallError } from "../Native/SyscallError.ts"
+import * as IoQueue from "../Queue/IoQueue.ts"
+import { PackedRing } from "../Queue/PackedRing.ts"
+import { type DeviceFailure, QueueEngine } from "../Queue/QueueEngine.ts"
+import type { DeviceRules } from "../Queue/Request.ts"
+import { SplitRing } from "../Queue/SplitRing.ts"
+import { drain, end, watch } from "./EngineLife.ts"
+import { fromPlain, type HandedMemory, type Order, type QueueHandle, type Report, toPlain } from "./QueueHandle.ts"
+
+export type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
+
+/**
+ * A queue in this thread, and the regions that its requests may use, as they are seen from here.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WorkerQueue {
+  readonly queue: IoQueue.IoQueue
+  /** In the order in which they were handed over. */
+  readonly regions: ReadonlyArray<MemoryRegion.MemoryRegion>
+  /** What the device allows, as its own thread tells of it. */
+  readonly rules: DeviceRules
+}
+
+/**
+ * What opening a queue may fail with: its memory or its descriptors cannot be had, as when the device has closed meanwhile.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type OpenError = MemoryRegion.MemoryError
+
+/**
+ * Opens a queue that another thread has handed over.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const open = Effect.fn("WorkerQueue.open")(function*(
+  handle: QueueHandle
+): Effect.fn.Return<WorkerQueue, OpenError, Scope.Scope> {
+  const { port } = handle
+  const tell = (report: Report) => port.postMessage(report)
+  yield* Effect.acquireRelease(
+    Effect.sync(() => tell({ _tag: "opened" })),
+    () =>
+      Effect.sync(() => {
+        tell({ _tag: "ended" })
+        port.close()
+      })
+  )
+  const rings = yield* map(handle.rings)
+  const regions = yield* Effect.forEach(handle.regions, map)
+  const kickFd = yield* copyOf(handle.kickFd)
+  const completionFd = yield* copyOf(handle.completionFd)
+
+  const space = new AddressSpace({ maxRegions: regions.length, alignment: 1 })
+  for (const [i, region] of regions.entries()) space.add(region, handle.regions[i]?.address ?? 0)
+  const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = { ...handle.rules }
+  const Ring = handle.layout === "packed" ? PackedRing : SplitRing
+  const memory = { buffer: rings.bytes.buffer, offset: handle.ringOffset, address: handle.rings.address }
+  const fail = (failure: DeviceFailure) => {
+    tell({ _tag: "failed", failure: toPlain(failure) })
+    engine.fail(failure)
+  }
+  const engine: QueueEngine = yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      new QueueEngine({
+        index: handle.index,
+        waiting: handle.waiting,
+        ring: new Ring(handle.ringOptions, memory, handle.position),
+        rules,
+        memory: space,
+        notify: () => Libc.signalEventFd(kickFd),
+        completionFd,
+        signalsInTurn: handle.signalsInTurn,
+        onFault: fail
+      })
+    ),
+    (made) => end([made])
+  )
+  const closeTimeout = Duration.millis(handle.closeTimeoutMs)
+  const isToEnd = yield* Deferred.make<void>()
+  port.on("message", (order: Order) => {
+    if (order._tag === "rules") Object.assign(rules, order.rules)
+    else if (order._tag === "failed") engine.fail(fromPlain(order.failure))
+    else Deferred.doneUnsafe(isToEnd, Exit.void)
+  })
+  yield* Deferred.await(isToEnd).pipe(
+    Effect.andThen(drain([engine], closeTimeout)),
+    Effect.andThen(end([engine])),
+    Effect.andThen(Effect.sync(() => tell({ _tag: "ended" }))),
+    Effect.forkScoped({ startImmediately: true })
+  )
+  port.once(
+    "close",
+    () => engine.fail(new Errno.ESHUTDOWN({ operation: "close", detail: "the thread of the device has ended" }))
+  )
+  yield* Effect.forkScoped(watch([engine], Duration.millis(handle.deviceTimeoutMs), fail))
+  yield* Effect.addFinalizer(() => drain([engine], closeTimeout))
+  return { queue: IoQueue.fromEngine(engine, handle.index), regions, rules }
+})
+
+const map = ({ fd, fdOffset, length }: HandedMemory) => MemoryRegion.fromFd({ fd, offset: fdOffset, length })
+
+/** A descriptor of one's own, since the device may close its own first. */
+const copyOf = (fd: number): Effect.Effect<number, OpenError, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.try({
+      try: () => Libc.duplicate(fd),
+      catch: (cause) =>
+        Errno.fromNumber(cause instanceof SyscallError ? cause.errno : 0, ["EBADF", "EMFILE"], {
+          operation: "open queue",
+          detail: `descriptor ${fd} of the queue cannot be had`,
+          syscall: "fcntl",
+          cause
+        })
+    }),
+    (copy) => Effect.sync(() => Libc.close(copy))
+  )
