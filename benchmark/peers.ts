@@ -3,7 +3,7 @@
  * whether they are what they are to be. README.md in this folder says how to read it.
  *
  *     BLKIO_BENCH=path npm run bench:peers -- [--rounds N] [--seconds S] [--ramp S] [--scenario NAME]… [--depth N]…
- *       [--json FILE]
+ *       [--json FILE] [--html FILE]
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
@@ -12,6 +12,7 @@ import { QemuStorageDaemon } from "effect-blkio/testing"
 import { Command, Flag } from "effect/cli"
 import { type Cell, cellsOf, type Comparison, COMPARISONS, roundsOf, SCENARIOS, type Server } from "./comparisons.ts"
 import { makeFullImage, sharedMemoryFolder } from "./disks.ts"
+import { page } from "./html.ts"
 import { findPeers, here, type Peers } from "./machine.ts"
 import { type Disk, run } from "./programs.ts"
 import { comparisonTables, programTables, type Results, type Run, runOf } from "./results.ts"
@@ -102,6 +103,11 @@ const peers = Command.make(
       Flag.withDescription("Of the depths of a scenario only these, may be repeated. Default: all"),
       Flag.atLeast(0)
     ),
+    html: Flag.String("html").pipe(
+      Flag.withMetavar("FILE"),
+      Flag.withDescription("Also writes a report with plots to a file, as HTML"),
+      Flag.optional
+    ),
     json: Flag.String("json").pipe(
       Flag.withMetavar("FILE"),
       Flag.withDescription("Also writes every run and every table to a file, as JSON"),
@@ -148,6 +154,7 @@ const peers = Command.make(
       runs
     }
     yield* Console.log(text(results))
+    if (Option.isSome(options.html)) yield* fs.writeFileString(options.html.value, page(results))
     if (Option.isSome(options.json)) yield* fs.writeFileString(options.json.value, json(results))
   })
 ).pipe(Command.withDescription("Measure this library beside its peers"))

@@ -64,8 +64,12 @@ const ours = (name: string, options: ReadonlyArray<string>, mostInFlight = Infin
   read: readOurs
 })
 
-const in85 = (name: string, options: ReadonlyArray<string>) =>
-  ours(`${name}, at most ${LIBBLKIO_MOST_IN_FLIGHT}`, options, LIBBLKIO_MOST_IN_FLIGHT)
+const LIMITED = `, at most ${LIBBLKIO_MOST_IN_FLIGHT}`
+
+const in85 = (name: string, options: ReadonlyArray<string>) => ours(name + LIMITED, options, LIBBLKIO_MOST_IN_FLIGHT)
+
+/** Whether a program of this name has fewer in flight than its depth says. */
+export const isLimited = (name: string): boolean => name.endsWith(LIMITED)
 
 const EVENT = "--wait=event"
 const POLL = "--wait=poll"

@@ -113,10 +113,15 @@ export const tablesOf = (results: Results): ReadonlyArray<Table> => [
 
 const NUMBERS = /^[\d.–…:≥≤ ]+(?:or even)?$/u
 
-/** A table for a terminal: columns of numbers are set to the right. */
-const tableText = ({ columns, rows, title }: Table): string => {
+/** Whether all cells of a column are numbers, which are set to the right. */
+export const isNumeric = ({ rows }: Table, column: number): boolean =>
+  rows.every((row) => NUMBERS.test(row[column] ?? ""))
+
+/** A table for a terminal. */
+const tableText = (table: Table): string => {
+  const { columns, rows, title } = table
   const widths = columns.map((column, i) => Math.max(column.length, ...rows.map((row) => row[i]?.length ?? 0)))
-  const numeric = columns.map((_, i) => rows.every((row) => NUMBERS.test(row[i] ?? "")))
+  const numeric = columns.map((_, i) => isNumeric(table, i))
   const pad = (cell: string, i: number) =>
     numeric[i] === true ? cell.padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0)
   return [title, ...[columns, ...rows].map((cells) => cells.map(pad).join("  ").trimEnd())].join("\n")
