@@ -9,7 +9,7 @@ import { Console, Effect } from "effect"
 import { QemuStorageDaemon } from "effect-blkio/testing"
 import { measure } from "./measure.ts"
 
-const SECONDS = "0.3"
+const SECONDS = 0.3
 
 const program = Effect.gen(function*() {
   const { socketPath } = yield* QemuStorageDaemon.make({
@@ -18,11 +18,11 @@ const program = Effect.gen(function*() {
   for (const wait of ["event", "poll", "adaptive"]) {
     for (const depth of ["1", "32", "128"]) {
       for (const api of ["stream", "request"]) {
-        const options = ["--runtime", SECONDS, "--wait", wait, "--iodepth", depth, "--api", api]
-        const { cpu_us_per_io, kiops } = yield* measure(socketPath, options)
+        const options = ["--wait", wait, "--iodepth", depth, "--api", api]
+        const { cpuUs, kiops } = yield* measure(socketPath, SECONDS, options)
         yield* Console.log(
           `${wait.padEnd(9)} depth ${depth.padStart(3)}  ${api.padEnd(7)}  ${kiops.toFixed(1).padStart(7)} kIOPS  `
-            + `${cpu_us_per_io.toFixed(2)} µs CPU a request`
+            + `${cpuUs.toFixed(2)} µs CPU a request`
         )
       }
     }
