@@ -2,14 +2,8 @@
  * A queue of a device that lives in another thread of this process. One thread drives a ring; with a queue for each thread,
  * a program uses as many processors as the device has queues.
  *
- * ```ts
- * // in the thread of the device
- * const handle = yield* disk.handOver({ queue: 1, regions: [region] })
- * worker.postMessage(handle, [handle.port])
- * // in the worker
- * const { queue, regions } = yield* WorkerQueue.open(handle)
- * yield* queue.read(0, regions[0].bytes.subarray(0, 4096))
- * ```
+ * The thread of the device takes a queue out with `disk.handOver`, and posts what it gets, with its `port` in the list of
+ * what is transferred. {@link open} makes the queue of it in the other thread.
  *
  * The device stays where it was made: when it is lost, closed or resized, the queue hears of it. The queue's own Scope ends
  * it, too: what is in flight is waited for, as when a device closes.

@@ -145,6 +145,10 @@ export class CompletionSession<R extends Request> implements Owner {
     return isTaken
   }
 
+  show(): void {
+    this.#engine.show()
+  }
+
   /** Whether as many completions wait to be taken as the ring has places. */
   get isFull(): boolean {
     return this.#ready.length >= this.#engine.size
@@ -359,6 +363,7 @@ class Batch<R extends Request> {
       if (hasRoom) this.#at++
     }
     this.#session.countWaiting(from - this.#at)
+    if (this.#at > from) this.#session.show()
     return hasRoom
   }
 

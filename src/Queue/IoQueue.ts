@@ -19,6 +19,7 @@
 import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -143,7 +144,8 @@ export const fromEngine = (engine: QueueEngine, index: number): IoQueue => {
   const byHand = new CompletionSession<Request>(engine)
   const isPoll = engine.waiting === "poll"
   // Each request's set of errors is what `Request.check` and the device's status can give for its kind.
-  const request = <E extends RequestFailure>(value: Request) => answer(engine, value) as Effect.Effect<void, E>
+  const answer = answerFor(engine)
+  const request = <E extends RequestFailure>(value: Request) => answer(value) as Effect.Effect<void, E>
   return {
     kind: isPoll ? "poll" : "event",
     index,
@@ -195,18 +197,28 @@ export const absent = (kind: "event" | "poll", index: number, count: number): Io
   }
 }
 
-const answer = (engine: QueueEngine, request: Request): Effect.Effect<void, RequestFailure> =>
-  Effect.callback((resume) => {
-    const failure = engine.failure ?? engine.check(request)
-    if (failure !== undefined) return resume(Exit.fail(failure))
-    if (request._tag === "flush" && !engine.rules.canFlush) return resume(Exit.void)
-    const pending = new PendingAnswer(engine, request, resume)
-    if (engine.isContended || !engine.submit(request, pending)) engine.join(pending)
-    return pending.interrupted
+/** Makes the Effect that ends when the device has answered a request. */
+const answerFor = (engine: QueueEngine) => {
+  // One for all requests, which finds out whose it is when it is needed: making one for each costs as much as the ring does.
+  const interrupted: Effect.Effect<void> = Effect.withFiber((fiber) => {
+    const pending = engine.find((owner) => owner instanceof PendingAnswer && owner.fiber === fiber)
+    return pending instanceof PendingAnswer ? pending.interrupted : Effect.void
   })
+  return (request: Request): Effect.Effect<void, RequestFailure> =>
+    Effect.callback((resume) => {
+      const failure = engine.failure ?? engine.check(request)
+      if (failure !== undefined) return resume(Exit.fail(failure))
+      if (request._tag === "flush" && !engine.rules.canFlush) return resume(Exit.void)
+      const pending = new PendingAnswer(engine, request, resume)
+      if (engine.isContended || !engine.submit(request, pending)) engine.join(pending)
+      else engine.show()
+      return interrupted
+    })
+}
 
 /** One request whose answer a fiber awaits. */
 class PendingAnswer implements Owner, Waiter {
+  readonly fiber = Fiber.getCurrent()
   readonly #engine: QueueEngine
   readonly #request: Request
   readonly #resume: (exit: Exit.Exit<void, RequestFailure>) => void
@@ -236,14 +248,16 @@ class PendingAnswer implements Owner, Waiter {
   }
 
   /** Gives the place in line up, or waits until the device has let go of the buffer. */
-  readonly interrupted: Effect.Effect<void> = Effect.callback((resume) => {
-    if (this.#engine.leave(this)) {
-      this.#engine.release()
-      resume(Exit.void)
-    } else {
-      this.#onRelease = () => resume(Exit.void)
-    }
-  })
+  get interrupted(): Effect.Effect<void> {
+    return Effect.callback((resume) => {
+      if (this.#engine.leave(this)) {
+        this.#engine.release()
+        resume(Exit.void)
+      } else {
+        this.#onRelease = () => resume(Exit.void)
+      }
+    })
+  }
 }
 
 const process = <R extends Request, E, R2>(

@@ -228,6 +228,14 @@ export class QueueEngine {
     return true
   }
 
+  /**
+   * Shows the device at once what was submitted by those who hear of completions right now: it may then go on while others
+   * hear of theirs. Whether it must be notified is seen to when the batch is over.
+   */
+  show(): void {
+    if (this.#ring.fault === undefined) this.#ring.publish()
+  }
+
   /** Joins the line of those who wait for room. */
   join(waiter: Waiter): void {
     this.#line.add(waiter)
@@ -290,6 +298,11 @@ export class QueueEngine {
   onFailure(listener: () => void): () => void {
     this.#failureListeners.add(listener)
     return () => this.#failureListeners.delete(listener)
+  }
+
+  /** The owner of a request in flight, or whoever waits in line, for whom `test` holds. */
+  find(test: (one: Owner | Waiter) => boolean): Owner | Waiter | undefined {
+    return this.#owners.find((owner) => owner !== undefined && test(owner)) ?? Array.from(this.#line).find(test)
   }
 
   /** Tells whether a request in flight uses memory of `buffer`. */

@@ -195,27 +195,28 @@ const runFibers = (
   perform: (job: Job) => Effect.Effect<unknown, StoreError | Errno.EFAULT>
 ): Effect.Effect<void, DeviceFailure> => {
   const aim = makeAim(workload)
-  const repeat = (job: Job) => {
-    let error: StoreError | Errno.EFAULT | undefined
-    const caught = (failure: StoreError | Errno.EFAULT): Effect.Effect<void, DeviceFailure> => {
-      if (isDeviceFailure(failure)) return Effect.fail(failure)
-      error = failure
-      return Effect.void
+  const repeat = (job: Job): Effect.Effect<void, DeviceFailure> => {
+    const ended = (error: unknown) => {
+      const now = performance.now()
+      tally.count(error, now - job.submittedAt)
+      job.submittedAt = now
     }
-    job.submittedAt = performance.now()
-    return Effect.whileLoop({
+    const loop = Effect.whileLoop({
       while: () => job.submittedAt < workload.until,
       body: () => {
         aim(job)
-        error = undefined
-        return Effect.catch(perform(job), caught)
+        return perform(job)
       },
-      step: () => {
-        const now = performance.now()
-        tally.count(error, now - job.submittedAt)
-        job.submittedAt = now
-      }
+      step: () => ended(undefined)
     })
+    // Around the loop and not in it, since most requests succeed.
+    const untilDone: Effect.Effect<void, DeviceFailure> = Effect.catch(loop, (error) => {
+      if (isDeviceFailure(error)) return Effect.fail(error)
+      ended(error)
+      return untilDone
+    })
+    job.submittedAt = performance.now()
+    return untilDone
   }
   return Effect.forEach(jobs, repeat, { concurrency: "unbounded", discard: true })
 }
