@@ -179,8 +179,8 @@ forEachBackend("a queue in another thread", (backend) => {
       expect(yield* thread.ask(beyond)).toStrictEqual(["EINVAL"])
       yield* resize(8 * MiB)
       yield* disk.refresh
-      // Where the backend tells of it, the thread has heard of it before it hears of the task.
-      expect(yield* thread.ask({ _tag: "capacity" })).toStrictEqual([String(disk.capacity)])
+      // The thread hears of it soon, and not before it hears of whatever else.
+      yield* Effect.repeat(thread.ask({ _tag: "capacity" }), { until: ([bytes]) => bytes === String(disk.capacity) })
       expect(disk.capacity).toBe(facts.tellsOfResize ? 8 * MiB : 4 * MiB)
       expect(yield* thread.ask(beyond)).toStrictEqual(facts.tellsOfResize ? success : ["EINVAL"])
     }))
