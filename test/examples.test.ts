@@ -175,6 +175,23 @@ forEachBackend("examples", (backend) => {
       expect(exit).toBe(0)
     }))
 
+  onBackend("10_queue_per_thread", () =>
+    Effect.gen(function*() {
+      const { image, socketPath } = yield* serveRaw(backend, 8 * MiB + 512, { numQueues: 2 })
+      yield* fill(image.path, 2 * MiB, MiB, 1)
+      yield* fill(image.path, 6 * MiB, MiB, 2)
+      const { exit, stderr, stdout } = yield* run("10_queue_per_thread.ts", socketPath)
+      const bytes = readFileSync(image.path)
+      const half = 4 * MiB + 131_072
+      const hashOf = (share: Buffer) => createHash("sha256").update(share).digest("hex")
+      expect(stderr).toBe("")
+      expect(stdout).toBe(
+        `${hashOf(bytes.subarray(0, half))}  bytes 0 to ${half}\n`
+          + `${hashOf(bytes.subarray(half))}  bytes ${half} to ${8 * MiB + 512}\n`
+      )
+      expect(exit).toBe(0)
+    }))
+
   onBackend("08_soak", () =>
     Effect.gen(function*() {
       const { socketPath } = yield* serveRaw(backend, 16 * MiB)
@@ -244,6 +261,6 @@ describe("examples that serve a disk themselves", () => {
 
 describe("examples", () => {
   it("every example has its test", () => {
-    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(10)
+    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(11)
   })
 })

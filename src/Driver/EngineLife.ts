@@ -23,7 +23,8 @@ export const until = (
       return Effect.sync(stop)
     }), { discard: true })
 
-const closed = () => new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
+/** Why a device that closes takes nothing more. */
+export const closed = (): Errno.ESHUTDOWN => new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
 
 /** Refuses new requests, and waits for what is in flight as long as the limit allows. */
 export const drain = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>

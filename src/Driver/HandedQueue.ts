@@ -7,7 +7,7 @@
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { MessageChannel, type MessagePort } from "node:worker_threads"
+import { MessageChannel, type MessagePort, receiveMessageOnPort } from "node:worker_threads"
 import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
 import type { DeviceFailure } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
@@ -22,17 +22,15 @@ export class HandedQueue {
   #isOpened = false
   #hasEnded = false
   readonly #listeners = new Set<() => void>()
+  readonly #onFailure: (failure: DeviceFailure) => void
 
   constructor(regions: ReadonlyArray<MemoryRegion>, onFailure: (failure: DeviceFailure) => void) {
     const { port1, port2 } = new MessageChannel()
     this.#line = port1
     this.port = port2
     this.#regions = regions
-    port1.on("message", (report: Report) => {
-      if (report._tag === "opened") this.#isOpened = true
-      else if (report._tag === "ended") this.#ended()
-      else onFailure(fromPlain(report.failure))
-    })
+    this.#onFailure = onFailure
+    port1.on("message", (report: Report) => this.#hear(report))
     port1.once("close", () => this.#ended())
     // A queue in another thread is no reason for this one to stay.
     port1.unref()
@@ -56,8 +54,10 @@ export class HandedQueue {
     return Effect.suspend(() => {
       if (this.#hasEnded) return Effect.void
       this.#tell({ _tag: "end" })
-      // Where it was not opened, it will find that message first.
-      if (!this.#isOpened) return Effect.sync(() => this.#ended())
+      // The other thread says that it opens the queue, and then looks whether it is to end: one of the two hears of the other.
+      for (let got = this.#next(); got !== undefined; got = this.#next()) this.#hear(got)
+      if (!this.#isOpened) this.#ended()
+      if (this.#hasEnded) return Effect.void
       this.#line.ref()
       const ended = Effect.callback<void>((resume) => {
         const listener = () => resume(Exit.void)
@@ -69,6 +69,16 @@ export class HandedQueue {
         Effect.sync(() => this.#ended())
       )
     })
+  }
+
+  #next(): Report | undefined {
+    return receiveMessageOnPort(this.#line)?.message
+  }
+
+  #hear(report: Report): void {
+    if (report._tag === "opened") this.#isOpened = true
+    else if (report._tag === "ended") this.#ended()
+    else this.#onFailure(fromPlain(report.failure))
   }
 
   #tell(order: Order): void {

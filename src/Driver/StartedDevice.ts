@@ -29,7 +29,7 @@ import { SplitRing } from "../Queue/SplitRing.ts"
 import type { Connection, ConnectionError } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
 import { checkConfig, rulesOf } from "./Configuration.ts"
-import { drain, end, until, watch } from "./EngineLife.ts"
+import { closed, drain, end, until, watch } from "./EngineLife.ts"
 import { HandedQueue } from "./HandedQueue.ts"
 import type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
 
@@ -197,12 +197,16 @@ export const start = Effect.fnUntraced(function*(
     }),
     end
   )
-  /** Gives the device up. */
   const handed = new Set<HandedQueue>()
+  let lostBy: DeviceFailure | undefined
+  /** Gives the device up. */
   const fail = (failure: DeviceFailure) => {
+    lostBy ??= failure
     for (const queue of handed) queue.tellFailure(failure)
     for (const engine of engines) engine.fail(failure)
   }
+  /** Why the device takes nothing more; a single queue may have gone to another thread. */
+  const gone = (): DeviceFailure | undefined => lostBy ?? (options.isClosing() ? closed() : undefined)
   yield* Deferred.await(connection.lost).pipe(
     Effect.map(fail),
     Effect.forkScoped({ startImmediately: true })
@@ -240,7 +244,7 @@ export const start = Effect.fnUntraced(function*(
   const mapping = yield* Semaphore.make(1)
   const map = (region: MemoryRegion.MemoryRegion): Effect.Effect<void, MapError> =>
     Effect.suspend((): Effect.Effect<void, MapError> => {
-      const wrong = engines[0]?.failure ?? space.check(region)
+      const wrong = gone() ?? space.check(region)
       return wrong === undefined
         ? Effect.map(connection.map(region), (base) => space.add(region, base))
         : Exit.fail(wrong)
@@ -271,7 +275,8 @@ export const start = Effect.fnUntraced(function*(
     if (surface === undefined || engine === undefined || ring === undefined || channel === undefined) {
       return new Errno.ENODEV({ ...refused, detail: `there is no ${kind} queue ${index}` })
     }
-    if (engine.failure !== undefined) return engine.failure
+    const failure = engine.failure ?? gone()
+    if (failure !== undefined) return failure
     if (channel.kickFd < 0) {
       return new Errno.ENOTSUP({ ...refused, detail: "the transport notifies the device from its own thread only" })
     }
@@ -284,8 +289,8 @@ export const start = Effect.fnUntraced(function*(
       if (base < 0) return new Errno.EINVAL({ ...refused, length, detail: "a region is not mapped for the device" })
       handedRegions.push({ fd, fdOffset, length, address: base })
     }
-    engine.refuse(new Errno.ENODEV({ ...refused, detail: "the queue was handed to another thread" }))
-    engine.stop()
+    // It may be on the stack right now, and must not go on looking at a ring that another thread drives.
+    engine.fail(new Errno.ENODEV({ ...refused, detail: "the queue was handed to another thread" }))
     ownQueues = ownQueues.filter((other) => other !== surface)
     const handedQueue = new HandedQueue(regions, fail)
     handed.add(handedQueue)

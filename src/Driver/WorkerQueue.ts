@@ -15,6 +15,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
+import { type MessagePort, receiveMessageOnPort } from "node:worker_threads"
 import * as Errno from "../Errno.ts"
 import { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
@@ -25,7 +26,7 @@ import { PackedRing } from "../Queue/PackedRing.ts"
 import { type DeviceFailure, QueueEngine } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
 import { SplitRing } from "../Queue/SplitRing.ts"
-import { drain, end, watch } from "./EngineLife.ts"
+import { closed, drain, end, watch } from "./EngineLife.ts"
 import { fromPlain, type HandedMemory, type Order, type QueueHandle, type Report, toPlain } from "./QueueHandle.ts"
 
 export type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
@@ -45,15 +46,17 @@ export interface WorkerQueue {
 }
 
 /**
- * What opening a queue may fail with: its memory or its descriptors cannot be had, as when the device has closed meanwhile.
+ * What opening a queue may fail with: its memory or its descriptors cannot be had. ESHUTDOWN: the device, or a region that
+ * goes with the queue, was closed meanwhile.
  *
  * @category errors
  * @since 0.1.0
  */
-export type OpenError = MemoryRegion.MemoryError
+export type OpenError = MemoryRegion.MemoryError | Errno.ESHUTDOWN
 
 /**
- * Opens a queue that another thread has handed over.
+ * Opens a queue that another thread has handed over. It must go with its Scope: a thread that exits before leaves its
+ * mappings and descriptors to the process.
  *
  * @category constructors
  * @since 0.1.0
@@ -62,19 +65,46 @@ export const open = Effect.fn("WorkerQueue.open")(function*(
   handle: QueueHandle
 ): Effect.fn.Return<WorkerQueue, OpenError, Scope.Scope> {
   const { port } = handle
-  const tell = (report: Report) => port.postMessage(report)
   yield* Effect.acquireRelease(
-    Effect.sync(() => tell({ _tag: "opened" })),
+    Effect.sync(() => tell(port, { _tag: "opened" })),
     () =>
       Effect.sync(() => {
-        tell({ _tag: "ended" })
+        tell(port, { _tag: "ended" })
         port.close()
       })
   )
+  return yield* drive(handle).pipe(
+    // Why the descriptors could not be had, where the device has said so.
+    Effect.mapError((error) => arrived(port).some(isEnd) ? closed() : error),
+    // Who goes on without the queue may keep its Scope, and the device is not to wait for that.
+    Effect.onError(() => Effect.sync(() => tell(port, { _tag: "ended" })))
+  )
+})
+
+const tell = (port: MessagePort, report: Report) => port.postMessage(report)
+
+/** Takes the orders that have arrived. */
+const arrived = (port: MessagePort): ReadonlyArray<Order> => {
+  const orders: Array<Order> = []
+  for (let got = receiveMessageOnPort(port); got !== undefined; got = receiveMessageOnPort(port)) {
+    orders.push(got.message)
+  }
+  return orders
+}
+
+const isEnd = ({ _tag }: Order) => _tag === "end"
+
+const drive = Effect.fnUntraced(function*(
+  handle: QueueHandle
+): Effect.fn.Return<WorkerQueue, OpenError, Scope.Scope> {
+  const { port } = handle
   const rings = yield* map(handle.rings)
   const regions = yield* Effect.forEach(handle.regions, map)
   const kickFd = yield* copyOf(handle.kickFd)
   const completionFd = yield* copyOf(handle.completionFd)
+  // Descriptors of a device that is gone may be anyone's by now. It says that it goes before it does.
+  const early = arrived(port)
+  if (early.some(isEnd)) return yield* closed()
 
   const space = new AddressSpace({ maxRegions: regions.length, alignment: 1 })
   for (const [i, region] of regions.entries()) space.add(region, handle.regions[i]?.address ?? 0)
@@ -82,7 +112,7 @@ export const open = Effect.fn("WorkerQueue.open")(function*(
   const Ring = handle.layout === "packed" ? PackedRing : SplitRing
   const memory = { buffer: rings.bytes.buffer, offset: handle.ringOffset, address: handle.rings.address }
   const fail = (failure: DeviceFailure) => {
-    tell({ _tag: "failed", failure: toPlain(failure) })
+    tell(port, { _tag: "failed", failure: toPlain(failure) })
     engine.fail(failure)
   }
   const engine: QueueEngine = yield* Effect.acquireRelease(
@@ -103,15 +133,17 @@ export const open = Effect.fn("WorkerQueue.open")(function*(
   )
   const closeTimeout = Duration.millis(handle.closeTimeoutMs)
   const isToEnd = yield* Deferred.make<void>()
-  port.on("message", (order: Order) => {
+  const heed = (order: Order) => {
     if (order._tag === "rules") Object.assign(rules, order.rules)
     else if (order._tag === "failed") engine.fail(fromPlain(order.failure))
     else Deferred.doneUnsafe(isToEnd, Exit.void)
-  })
+  }
+  early.forEach(heed)
+  port.on("message", heed)
   yield* Deferred.await(isToEnd).pipe(
     Effect.andThen(drain([engine], closeTimeout)),
     Effect.andThen(end([engine])),
-    Effect.andThen(Effect.sync(() => tell({ _tag: "ended" }))),
+    Effect.andThen(Effect.sync(() => tell(port, { _tag: "ended" }))),
     Effect.forkScoped({ startImmediately: true })
   )
   port.once(

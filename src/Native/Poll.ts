@@ -3,7 +3,9 @@
  *
  * A watch holds no thread and costs no system call per wake-up beyond the loop's own. Rules that were learned by
  * measuring: the handle must stay referenced (garbage collection would end it silently), its callback must not throw,
- * and on Node 26 microtasks do not run after it, so whatever a watch leads to is resumed by `setImmediate`.
+ * and on Node 26 microtasks do not run after it, so whatever a watch leads to is resumed by `setImmediate`. A callback that
+ * comes while its thread ends would end the process, so watches are closed when the thread exits; nothing helps against
+ * `worker.terminate`, which runs nothing more there.
  *
  * @since 0.1.0
  */
@@ -26,8 +28,9 @@ export interface Watch {
   readonly close: () => void
 }
 
-/** The open handles by descriptor. */
-const open = new Map<number, object>()
+/** The open watches by descriptor, which keep their handles. */
+const open = new Map<number, Watch>()
+let closesOnExit = false
 
 /**
  * Calls `onReady` whenever `fd` is in a state of interest, as long as it is (level-triggered), from inside the event
@@ -38,9 +41,8 @@ const open = new Map<number, object>()
 export const watch = (fd: number, interest: Interest, onReady: () => void): Watch => {
   checkWatchable(fd)
   const handle = koffi.node.poll(fd, { ...interest }, onReady)
-  open.set(fd, handle)
   let isOpen = true
-  return {
+  const opened: Watch = {
     change: (next) => {
       // A start after the close would end the process.
       if (!isOpen) return
@@ -54,6 +56,12 @@ export const watch = (fd: number, interest: Interest, onReady: () => void): Watc
       handle.close()
     }
   }
+  open.set(fd, opened)
+  if (!closesOnExit) {
+    closesOnExit = true
+    process.once("exit", () => open.forEach(({ close }) => close()))
+  }
+  return opened
 }
 
 /** koffi ends the process where libuv refuses a descriptor, so what libuv would refuse is refused here. */

@@ -10,6 +10,7 @@ import { execFileSync } from "node:child_process"
 import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
+import { Worker } from "node:worker_threads"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import { live } from "../support/resources.ts"
@@ -191,6 +192,25 @@ describe("Poll", () => {
     })
     expect(printed).toBe("20\n")
   })
+
+  live("lets a thread exit whose watch fires all the time", () =>
+    Effect.gen(function*() {
+      const fd = yield* descriptor(Libc.createEventFd)
+      Libc.signalEventFd(fd)
+      const module = new URL("../../src/Native/Poll.ts", import.meta.url).href
+      const program = (delayMs: number) => `
+        import(${JSON.stringify(module)}).then(({ watch }) => {
+          watch(${fd}, { readable: true }, () => {})
+          setTimeout(() => process.exit(3), ${delayMs})
+        })`
+      for (let i = 0; i < 20; i++) {
+        const worker = new Worker(program(i % 5), { eval: true, execArgv: [] })
+        const exit = Effect.callback<number>((resume) => {
+          worker.once("exit", (code) => resume(Effect.succeed(code)))
+        })
+        expect(yield* exit).toBe(3)
+      }
+    }))
 
   it("refuses what cannot be watched", () => {
     const refused = (fd: number) => {
