@@ -211,7 +211,6 @@ const answerFor = (engine: QueueEngine) => {
       if (request._tag === "flush" && !engine.rules.canFlush) return resume(Exit.void)
       const pending = new PendingAnswer(engine, request, resume)
       if (engine.isContended || !engine.submit(request, pending)) engine.join(pending)
-      else engine.show()
       return interrupted
     })
 }
