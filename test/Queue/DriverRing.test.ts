@@ -11,7 +11,7 @@ import { type DriverRing, type RingOptions, slotOf, statusOf } from "../../src/Q
 import { PackedRing } from "../../src/Queue/PackedRing.ts"
 import { SplitRing } from "../../src/Queue/SplitRing.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
-import { type FakeDevice, makeRing, type Mischief } from "../support/FakeDevice.ts"
+import { type FakeDevice, makeRing, type Mischief, RING_ADDRESS, RING_OFFSET } from "../support/FakeDevice.ts"
 import { random } from "../support/random.ts"
 
 const DATA_ADDRESS = 2 ** 45
@@ -178,6 +178,25 @@ describe("indices", () => {
   )
 })
 
+describe("a position", () => {
+  it.each(every)("is where another driver goes on, after more than a lap of indices " + inEvery, (given) => {
+    const { device, memory, out, ring: first } = open(given)
+    let ring = first
+    for (let round = 0; round < 70_000; round++) {
+      if (round % 9973 === 0) {
+        const place = { buffer: memory, offset: RING_OFFSET, address: RING_ADDRESS }
+        ring = new (kindOf(given))(options(given), place, ring.position)
+      }
+      ring.putFlush()
+      ring.publish()
+      device.work()
+      device.taken.length = 0
+      if (ring.drain(out) !== 1) expect.fail(`round ${round}: ${ring.fault}`)
+    }
+    tidy(device)
+  })
+})
+
 describe("notifications", () => {
   it.each(every)("stay due until one succeeded " + inEvery, (given) => {
     const { device, ring } = open(given)
@@ -189,6 +208,22 @@ describe("notifications", () => {
     expect(ring.notificationDue()).toBe(true)
     ring.notified()
     expect(ring.notificationDue()).toBe(false)
+  })
+
+  it.each(every)("are not due any more for a device that says it has found the requests " + inEvery, (given) => {
+    const { device, out, ring } = open(given)
+    for (let round = 0; round < 100; round++) {
+      ring.putFlush()
+      ring.publish()
+      expect([ring.notificationDue(), ring.notificationStillDue()]).toStrictEqual([true, true])
+      device.work()
+      // Without EVENT_IDX it tells of its wish for any, and not of how far it has come.
+      if (!given.eventIdx) device.askNotifications(false)
+      expect([ring.notificationStillDue(), ring.notificationDue()]).toStrictEqual([false, false])
+      if (!given.eventIdx) device.askNotifications(true)
+      expect(ring.drain(out)).toBe(1)
+    }
+    tidy(device)
   })
 
   it.each(every)("are not due for what is not published " + inEvery, (given) => {

@@ -180,6 +180,37 @@ forEachBackend("blkio", (backend) => {
           expect(aggregate.cpu_us_per_io).toBeGreaterThan(0)
         }))
 
+      it.effect.each<readonly [string, string, string]>([
+        ["adaptive", "stream", "2"],
+        ["event", "request", "1"],
+        ["poll", "stream", "2"]
+      ])("--wait %s --api %s, with a thread for each of %s queues", ([wait, api, queues]) =>
+        Effect.gen(function*() {
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
+          const flags = ["--wait", wait, "--api", api, "--queues", queues, "--workers", queues, "--iodepth", "4"]
+          const times = ["--ramptime", "0.1", "--runtime", "0.2"]
+          const { exit, stderr, stdout } = yield* blkio("bench", deviceOn(socketPath), ...flags, ...times, "--json")
+          expect([exit, stderr]).toStrictEqual([0, ""])
+          const report = decodeReport(stdout)
+          expect(report.queues.length).toBe(Number(queues))
+          for (const figures of [report.aggregate, ...report.queues]) {
+            expect(figures.errors).toBe(0)
+            expect(figures.requests).toBeGreaterThan(0)
+            expect(figures.p50_lat_us).toBeGreaterThan(0)
+          }
+          expect(report.aggregate.requests).toBe(report.queues.reduce((sum, { requests }) => sum + requests, 0))
+        }))
+
+      it.effect.each(["read", "write"])("--api bytes, --readwrite %s", (readwrite) =>
+        Effect.gen(function*() {
+          const { socketPath } = yield* backend.serve(zeroes, twoQueues)
+          const flags = ["--api", "bytes", "--readwrite", readwrite, "--iodepth", "2", "--runtime", "0.2", "--json"]
+          const { exit, stderr, stdout } = yield* blkio("bench", deviceOn(socketPath), ...flags)
+          expect([exit, stderr]).toStrictEqual([0, ""])
+          const { aggregate } = decodeReport(stdout)
+          expect([aggregate.errors, aggregate.requests > 0]).toStrictEqual([0, true])
+        }))
+
       it.effect("says its figures in words on stdout, and how far it is on stderr", () =>
         Effect.gen(function*() {
           const { socketPath } = yield* backend.serve(zeroes, twoQueues)
@@ -193,6 +224,8 @@ forEachBackend("blkio", (backend) => {
         ["block size 100: must be a multiple of request-alignment 512", ["--blocksize", "100"]],
         ["block size 134217728: must be at most the capacity of 67108864 bytes", ["--blocksize", "134217728"]],
         ["3 queues: must be at most max-queues 2", ["--queues", "3"]],
+        ["1 workers: must be as many as the 2 queues, or 0", ["--queues", "2", "--workers", "1"]],
+        ["--api bytes needs --workers 0", ["--api", "bytes", "--workers", "1"]],
         ["block size 67108864 at depth 1000: must be at most", ["--blocksize", "67108864", "--iodepth", "1000"]]
       ])("wrong usage on this device: %s", ([expected, flags]) =>
         Effect.gen(function*() {

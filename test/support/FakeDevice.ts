@@ -341,6 +341,7 @@ export interface QueueOptions {
   readonly maxSegments?: number
   readonly waiting?: Waiting
   readonly rules?: Partial<DeviceRules>
+  readonly signalsInTurn?: boolean
   readonly working?: Working
   readonly order?: Order
 }
@@ -366,7 +367,9 @@ export interface FakeQueue {
 }
 
 /** High addresses, so that all 64 bits of an address are seen to arrive. */
-const RING_ADDRESS = 2 ** 44 + 2 ** 33
+export const RING_ADDRESS = 2 ** 44 + 2 ** 33
+/** Bytes before the ring in its memory, unless told otherwise. */
+export const RING_OFFSET = 128
 const REGION_ADDRESS = 2 ** 46 + 2 ** 32 * 5
 const REGION_BYTES = 1 << 20
 const DISK_BYTES = 1 << 20
@@ -383,7 +386,7 @@ export const makeRing = (
     readonly offset?: number
   } = {}
 ): { readonly ring: DriverRing; readonly device: FakeDevice; readonly memory: ArrayBuffer } => {
-  const { disk = new Uint8Array(DISK_BYTES), offset = 128, order = "fifo", signal = () => {} } = others
+  const { disk = new Uint8Array(DISK_BYTES), offset = RING_OFFSET, order = "fifo", signal = () => {} } = others
   const Ring = options.packed ? PackedRing : SplitRing
   const buffer = new ArrayBuffer(offset + Ring.bytes(options))
   const ring = new Ring(options, { buffer, offset, address: RING_ADDRESS })
@@ -443,7 +446,7 @@ export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never
         return made.notify()
       },
       completionFd: fd,
-      signalsInTurn: true,
+      signalsInTurn: options.signalsInTurn ?? true,
       onFault: (failure) => {
         faults.push(failure)
         engine.fail(failure)
