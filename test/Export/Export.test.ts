@@ -675,6 +675,7 @@ describe("front-ends that are killed", () => {
           yield* served.serves
         })
       )),
-    60_000
+    // A hundred programs are started, each in half a second where nothing else runs.
+    300_000
   )
 })
