@@ -249,7 +249,8 @@ export class CompletionSession<R extends Request> implements Owner {
     })
     return Effect.suspend(() => {
       let outcome = look()
-      while (outcome === undefined && this.#engine.search()) outcome = look()
+      // Only for a device that may fall asleep meanwhile; others are looked at by the engine's loop.
+      while (outcome === undefined && this.#engine.signalsInTurn && this.#engine.search()) outcome = look()
       return outcome ?? wait
     })
   }

@@ -116,6 +116,7 @@ export class QueueEngine {
   readonly rules: Request.DeviceRules
   readonly size: number
   readonly completionFd: number
+  readonly signalsInTurn: boolean
   /** Why the queue takes no requests; set once. */
   failure: DeviceFailure | undefined
   /** Counts every submission to an idle ring and every completion: stands still only while the device is silent. */
@@ -154,7 +155,6 @@ export class QueueEngine {
   #searched = false
   #turnEnds = 0
   #looksInTurn = 0
-  readonly #signalsInTurn: boolean
   /** Whether the ring has run empty in this turn. */
   #isEmptied = false
   /** Whether the ring was filled again, the last time it ran empty, by those who heard of it. */
@@ -177,7 +177,7 @@ export class QueueEngine {
     this.#memory = options.memory
     this.#notify = options.notify
     this.#onFault = options.onFault
-    this.#signalsInTurn = options.signalsInTurn
+    this.signalsInTurn = options.signalsInTurn
     this.#requests = new Array<undefined>(queueSize).fill(undefined)
     this.#owners = new Array<undefined>(queueSize).fill(undefined)
     this.#flushAfter = new Uint8Array(queueSize)
@@ -266,10 +266,16 @@ export class QueueEngine {
    */
   search(): boolean {
     if (this.#reaping || this.#ring.fault !== undefined) return false
+    // Also where there is always something: whoever never waits would keep the event loop to itself.
+    if (this.#isTurnOver()) {
+      this.#publish()
+      this.wake()
+      return false
+    }
     let ended = this.#reap()
     if (this.#ring.fault !== undefined) return false
     this.#publish()
-    if (ended === 0 && this.#mayLook && !this.#isTurnOver()) {
+    if (ended === 0 && this.#mayLook) {
       if (this.#find()) {
         ended = this.#reap()
         if (this.#ring.fault === undefined) this.#publish()
@@ -459,7 +465,7 @@ export class QueueEngine {
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
   #find(): boolean {
     const ring = this.#ring
-    if (this.#signalsInTurn && ring.outstanding <= FEW_IN_FLIGHT && ring.arm()) return true
+    if (this.signalsInTurn && ring.outstanding <= FEW_IN_FLIGHT && ring.arm()) return true
     const glances = this.#isNotificationPutOff ? PUT_OFF_GLANCES : GLANCES
     for (let i = 0; i < glances; i++) {
       if (ring.pending) return true
@@ -558,7 +564,7 @@ export class QueueEngine {
   /** Keeps a device awake that has answered all there was. */
   #notifyAhead(): void {
     this.#isEmptied = true
-    const mayPay = this.#signalsInTurn && this.#refills && this.waiting !== "event" && !this.#foreign
+    const mayPay = this.signalsInTurn && this.#refills && this.waiting !== "event" && !this.#foreign
     this.#isNotifiedAhead = mayPay && this.#notify() === 0
   }
 
