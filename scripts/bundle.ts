@@ -9,7 +9,7 @@ import { rolldown } from "rolldown"
 import manifest from "../package.json" with { type: "json" }
 
 /** Started by their files' names, relative to the modules that start them. */
-const THREADS = ["src/Embedded/worker.ts", "src/cli/benchThread.ts"]
+const WORKERS = ["src/Embedded/worker.ts", "src/cli/worker.ts"]
 
 const nameOf = (path: string) => path.replace(/^(\.\/)?(dist|src)\//u, "").replace(/\.[jt]s$/u, "")
 
@@ -18,7 +18,7 @@ for (const target of Object.values(manifest.exports)) {
   if (typeof target !== "string") input[nameOf(target.default)] = target["@effect-blkio/source"]
 }
 for (const path of Object.values(manifest.bin)) input[nameOf(path)] = `src/${nameOf(path)}.ts`
-for (const path of THREADS) input[nameOf(path)] = path
+for (const path of WORKERS) input[nameOf(path)] = path
 
 const bundle = await rolldown({
   input,

@@ -105,6 +105,21 @@ run_consumer() {
     *"$(manifest .version)"*) echo "  blkio --version: $version" ;;
     *) echo "blkio --version printed: $version" >&2 && return 1 ;;
   esac
+
+  # Threads are started by their files' names here, too. npx would not hand the signal on to the server.
+  local socket="$scratch/disk-$(node --version).sock"
+  node node_modules/.bin/blkio serve memory:16777216 --socket "$socket" --queues 2 >"$scratch/serve.log" 2>&1 &
+  local server=$!
+  for ((tries = 0; tries < 300; tries++)); do [ -S "$socket" ] && break || sleep 0.1; done
+  local status=0
+  npx --no -- blkio bench "virtio-blk-vhost-user,path=$socket" --queues 2 --workers 2 --runtime 0.2 --json \
+    >"$scratch/bench.json" || status=$?
+  kill "$server"
+  wait "$server" || true
+  if [ "$status" -ne 0 ]; then cat "$scratch/serve.log" >&2 && return 1; fi
+  node -e 'const { aggregate } = JSON.parse(require("node:fs").readFileSync(process.argv[1]))
+    if (!(aggregate.requests > 0) || aggregate.errors > 0) throw new Error(JSON.stringify(aggregate))
+    console.log("  blkio bench: a thread for each of two queues")' "$scratch/bench.json"
 }
 
 begin "run on the pinned Node"

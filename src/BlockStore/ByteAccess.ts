@@ -257,13 +257,10 @@ export const make = (store: BlockStore): ByteAccess => {
   }
 }
 
-/**
- * Takes memory for `length` bytes of a read, unless that is more than there can be. It is not zeroed: a read that succeeds
- * fills it, and zeroing takes several times as long as that.
- */
+/** Takes memory for `length` bytes of a read, unless that is more than there can be. */
 const allocate = (offset: number, length: number): Uint8Array<ArrayBuffer> | Errno.EINVAL => {
   try {
-    return new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
+    return new Uint8Array(length)
   } catch (cause) {
     // What V8 throws where it cannot have the memory.
     if (!(cause instanceof RangeError)) throw cause

@@ -74,10 +74,31 @@ export class CompletionSession<R extends Request> implements Owner {
   submit(requests: ReadonlyArray<R>): Effect.Effect<void, DeviceFailure> {
     return Effect.suspend(() => {
       if (this.#engine.failure !== undefined) return Exit.fail(this.#engine.failure)
-      const batch = new Batch(this, requests)
-      batch.advance()
-      return batch.isDone ? Exit.void : this.#submitRest(batch)
+      const rest = this.#begin(requests)
+      return rest === undefined ? Exit.void : this.#submitRest(rest)
     })
+  }
+
+  /** Submits whatever `upstream` gives, as there is room for it, until one of the two ends. */
+  feed<E, R2>(
+    upstream: Effect.Effect<ReadonlyArray<R>, E, R2>
+  ): Effect.Effect<never, E | DeviceFailure, R2> {
+    let rest: Batch<R> | undefined
+    return Effect.whileLoop<ReadonlyArray<R> | void, E | DeviceFailure, R2>({
+      while: () => true,
+      body: () => rest === undefined ? upstream : this.#submitRest(rest),
+      step: (requests) => {
+        rest = requests === undefined ? undefined : this.#begin(requests)
+      }
+      // It has no end but a failure.
+    }) as Effect.Effect<never, E | DeviceFailure, R2>
+  }
+
+  /** Submits what may be submitted at once; answers the batch where something is left. */
+  #begin(requests: ReadonlyArray<R>): Batch<R> | undefined {
+    const batch = new Batch(this, requests)
+    batch.advance()
+    return batch.isDone ? undefined : batch
   }
 
   #submitRest(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
@@ -86,24 +107,6 @@ export class CompletionSession<R extends Request> implements Owner {
       body: () => this.#waitForRoom(batch),
       step: () => batch.advance()
     }).pipe(Effect.onExit(() => Effect.sync(() => batch.abandon())))
-  }
-
-  /** Submits whatever `upstream` gives, as there is room for it, until one of the two ends. */
-  feed<E, R2>(
-    upstream: Effect.Effect<ReadonlyArray<R>, E, R2>
-  ): Effect.Effect<never, E | DeviceFailure, R2> {
-    let batch: Batch<R> | undefined
-    const forever = Effect.whileLoop<ReadonlyArray<R> | void, E | DeviceFailure, R2>({
-      while: () => true,
-      body: () => batch === undefined ? upstream : this.#waitForRoom(batch),
-      step: (requests) => {
-        // Where the device is gone the batch stays as it is, and the wait fails.
-        if (Array.isArray(requests)) batch = new Batch<R>(this, requests)
-        batch?.advance()
-        if (batch?.isDone === true) batch = undefined
-      }
-    }) as Effect.Effect<never, E | DeviceFailure, R2>
-    return Effect.onExit(forever, () => Effect.sync(() => batch?.abandon()))
   }
 
   #waitForRoom(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
@@ -145,6 +148,7 @@ export class CompletionSession<R extends Request> implements Owner {
     return isTaken
   }
 
+  /** Shows the device what was offered. */
   show(): void {
     this.#engine.show()
   }
@@ -248,9 +252,10 @@ export class CompletionSession<R extends Request> implements Owner {
       return forget
     })
     return Effect.suspend(() => {
+      const engine = this.#engine
       let outcome = look()
       // Only for a device that may fall asleep meanwhile; others are looked at by the engine's loop.
-      while (outcome === undefined && this.#engine.signalsInTurn && this.#engine.search()) outcome = look()
+      while (outcome === undefined && engine.signalsInTurn && !engine.isTurnOver() && engine.search()) outcome = look()
       return outcome ?? wait
     })
   }
@@ -260,22 +265,21 @@ export class CompletionSession<R extends Request> implements Owner {
     this.#consumer = consumer
   }
 
-  /** Waits until something has happened that a reader may want to see. */
-  readonly #wait: Effect.Effect<void> = Effect.callback((resume) => {
-    const reader = () => {
-      this.#readers.delete(reader)
-      resume(Exit.void)
-    }
-    this.#readers.add(reader)
-    return Effect.sync(() => this.#readers.delete(reader))
-  })
+  /** Waits as long as a condition holds, which is looked at whenever something has happened that a reader may want to see. */
+  #waitWhile(condition: () => boolean): Effect.Effect<void> {
+    const once = Effect.callback<void>((resume) => {
+      const reader = () => {
+        this.#readers.delete(reader)
+        resume(Exit.void)
+      }
+      this.#readers.add(reader)
+      return Effect.sync(() => this.#readers.delete(reader))
+    })
+    return Effect.whileLoop({ while: condition, body: () => once, step: () => {} })
+  }
 
   /** Waits until the device has let go of every request. */
-  readonly drained: Effect.Effect<void> = Effect.whileLoop({
-    while: () => this.#inFlight > 0,
-    body: () => this.#wait,
-    step: () => {}
-  })
+  readonly drained: Effect.Effect<void> = this.#waitWhile(() => this.#inFlight > 0)
 
   completions(
     options: CompletionsOptions
@@ -326,7 +330,7 @@ export class CompletionSession<R extends Request> implements Owner {
   #waitFor(min: number): Effect.Effect<void> {
     return Effect.acquireUseRelease(
       Effect.sync(() => this.#engine.retain()),
-      () => Effect.whileLoop({ while: () => this.#isWanting(min), body: () => this.#wait, step: () => {} }),
+      () => this.#waitWhile(() => this.#isWanting(min)),
       () => Effect.sync(() => this.#engine.release())
     )
   }

@@ -200,10 +200,10 @@ export const absent = (kind: "event" | "poll", index: number, count: number): Io
 /** Makes the Effect that ends when the device has answered a request. */
 const answerFor = (engine: QueueEngine) => {
   // One for all requests, which finds out whose it is when it is needed: making one for each costs as much as the ring does.
-  const interrupted: Effect.Effect<void> = Effect.withFiber((fiber) => {
-    const pending = engine.find((owner) => owner instanceof PendingAnswer && owner.fiber === fiber)
-    return pending instanceof PendingAnswer ? pending.interrupted : Effect.void
-  })
+  const interrupted: Effect.Effect<void> = Effect.withFiber((fiber) =>
+    engine.find((one): one is PendingAnswer => one instanceof PendingAnswer && one.fiber === fiber)?.interrupted
+      ?? Effect.void
+  )
   return (request: Request): Effect.Effect<void, RequestFailure> =>
     Effect.callback((resume) => {
       const failure = engine.failure ?? engine.check(request)

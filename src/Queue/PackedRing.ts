@@ -72,6 +72,7 @@ export class PackedRing implements DriverRing {
   /** The flags of the descriptor at `#publishedIdx`, kept back where there is one. */
   #heldFlags = 0
   #kickDue = false
+  /** Where the requests begin whose notification is due. */
   #dueSince = 0
   #isArmed = true
 
@@ -99,11 +100,10 @@ export class PackedRing implements DriverRing {
     this.#nextFree = Uint16Array.from({ length: queueSize }, (_, i) => i + 1 === queueSize ? NONE : i + 1)
     this.#chainLength = new Uint16Array(queueSize)
     this.#freeCount = queueSize
-    this.#availIdx =
-      this.#publishedIdx =
-      this.#decidedIdx =
-      this.#usedIdx =
-        position
+    this.#availIdx = position
+    this.#publishedIdx = position
+    this.#decidedIdx = position
+    this.#usedIdx = position
     if (options.indirect) { for (let slot = 0; slot < queueSize; slot++) this.#formatCompact(slot) }
     this.disarm()
   }

@@ -18,13 +18,9 @@
  * The three ways to wait differ in one place, {@link QueueEngine.#wait}: an event queue asks for a signal and sleeps, a poll
  * queue comes back on the next turn of the event loop, and an adaptive one looks for a bounded time and sleeps then.
  *
- * A device that is a program goes to sleep soon after it has answered its last request, and to wake it takes longer than to
- * serve it. With few requests in flight a queue that looks keeps it awake, in two ways:
- *
- * - the device is asked to signal, although nobody sleeps: its signal is a system call, and when that is over, the next
- *   request is there;
- * - where the ring has run empty and was filled at once the last times, the device is notified ahead, before owners hear of
- *   the completions. The notification of what they submit then is put off, as the device mostly finds it by itself.
+ * A device that is a program goes to sleep soon after it has answered its last request. With few requests in flight a queue
+ * that looks keeps it awake: it is notified ahead ({@link Notifier}), and asked to signal although nobody sleeps, since its
+ * signal is a system call, and when that is over, the next request is there.
  *
  * @since 0.1.0
  */
@@ -32,10 +28,12 @@ import * as Errno from "../Errno.ts"
 import type { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as Libc from "../Native/Libc.ts"
 import * as Poll from "../Native/Poll.ts"
-import { RequestType, SECTOR_BYTES, Status, WRITE_ZEROES_UNMAP } from "../Wire/VirtioBlk.ts"
+import { Status } from "../Wire/VirtioBlk.ts"
 import { type DriverRing, slotOf, statusOf } from "./DriverRing.ts"
 import { look, LookAgain } from "./LookAgain.ts"
+import { Notifier } from "./Notifier.ts"
 import * as Request from "./Request.ts"
+import { RequestWriter, segmentsOf } from "./RequestWriter.ts"
 
 /**
  * How a queue waits for completions: asleep until the device signals, looking at the ring all the time, or looking for a
@@ -121,12 +119,11 @@ export class QueueEngine {
   failure: DeviceFailure | undefined
   /** Counts every submission to an idle ring and every completion: stands still only while the device is silent. */
   progress = 0
-  /** The errno of the last notification if it failed, else 0. */
-  notifyErrno = 0
 
   readonly #ring: DriverRing
   readonly #memory: AddressSpace
-  readonly #notify: () => number
+  readonly #writer: RequestWriter
+  readonly #notifier: Notifier
   readonly #onFault: (failure: Errno.EPROTO) => void
   readonly #requests: Array<Request.Request | undefined>
   readonly #owners: Array<Owner | undefined>
@@ -135,8 +132,6 @@ export class QueueEngine {
   // The requests that ended in the current look, kept while their slots are in use again.
   readonly #endedRequests: Array<Request.Request | undefined>
   readonly #endedOwners: Array<Owner | undefined>
-  readonly #addresses: Array<number> = []
-  readonly #lengths: Array<number> = []
   readonly #line = new Set<Waiter>()
   readonly #failureListeners = new Set<() => void>()
   readonly #conditions = new Map<() => void, () => boolean>()
@@ -155,12 +150,6 @@ export class QueueEngine {
   #searched = false
   #turnEnds = 0
   #looksInTurn = 0
-  /** Whether the ring has run empty in this turn. */
-  #isEmptied = false
-  /** Whether the ring was filled again, the last time it ran empty, by those who heard of it. */
-  #refills = false
-  #isNotifiedAhead = false
-  #isNotificationPutOff = false
   readonly #lookAgain = new LookAgain()
   #foreign = false
   #awaited = 0
@@ -175,7 +164,8 @@ export class QueueEngine {
     this.completionFd = options.completionFd
     this.#ring = options.ring
     this.#memory = options.memory
-    this.#notify = options.notify
+    this.#writer = new RequestWriter(options.ring, options.memory, options.rules)
+    this.#notifier = new Notifier(options.ring, options.notify)
     this.#onFault = options.onFault
     this.signalsInTurn = options.signalsInTurn
     this.#requests = new Array<undefined>(queueSize).fill(undefined)
@@ -190,6 +180,11 @@ export class QueueEngine {
   /** Requests the device has not answered. */
   get outstanding(): number {
     return this.#ring.fault === undefined ? this.#ring.outstanding : 0
+  }
+
+  /** The errno of the last notification if it failed, else 0. */
+  get notifyErrno(): number {
+    return this.#notifier.errno
   }
 
   /** Tells what is wrong with a request, if anything. */
@@ -213,9 +208,9 @@ export class QueueEngine {
     }
     if (this.#ring.outstanding === 0) {
       this.progress++
-      this.#refills = this.#isEmptied
+      this.#notifier.filling()
     }
-    const slot = this.#put(request)
+    const slot = this.#writer.put(request)
     if (slot < 0) return this.#refuseRequest(request, owner, Request.unmapped(request))
     const { canFlush, writeCache } = this.rules
     const fua = ((request.flags ?? 0) & Request.RequestFlag.FUA) !== 0
@@ -261,25 +256,30 @@ export class QueueEngine {
   }
 
   /**
-   * Looks for completions on the caller's stack, as long as the queue's way of waiting and the event loop's turn allow, and
-   * tells the owners. Answers whether requests ended; if none, the loop goes on looking.
+   * Whether the event loop has waited long enough; if so, this queue goes on in its next turn. Whoever goes on looking for
+   * completions without ever waiting must ask.
+   */
+  isTurnOver(): boolean {
+    if (this.#immediate !== undefined) return true
+    if (++this.#looksInTurn % LOOKS_PER_CLOCK !== 0 || performance.now() < this.#turnEnds) return false
+    this.#runNextTurn()
+    return true
+  }
+
+  /**
+   * Takes what the device has answered on the caller's stack, and looks for more if that is nothing, as long as the queue's way of
+   * waiting and the event loop's turn allow. Answers whether requests ended; if none, the loop goes on looking.
    */
   search(): boolean {
     if (this.#reaping || this.#ring.fault !== undefined) return false
-    // Also where there is always something: whoever never waits would keep the event loop to itself.
-    if (this.#isTurnOver()) {
-      this.#publish()
-      this.wake()
-      return false
-    }
     let ended = this.#reap()
-    if (this.#ring.fault !== undefined) return false
     this.#publish()
-    if (ended === 0 && this.#mayLook) {
-      if (this.#find()) {
+    if (ended === 0 && this.#mayLook && !this.isTurnOver()) {
+      this.#searched = !this.#find()
+      if (!this.#searched) {
         ended = this.#reap()
-        if (this.#ring.fault === undefined) this.#publish()
-      } else this.#searched = true
+        this.#publish()
+      }
     }
     if (ended === 0) this.wake()
     return ended > 0
@@ -307,8 +307,8 @@ export class QueueEngine {
   }
 
   /** The owner of a request in flight, or whoever waits in line, for whom `test` holds. */
-  find(test: (one: Owner | Waiter) => boolean): Owner | Waiter | undefined {
-    return this.#owners.find((owner) => owner !== undefined && test(owner)) ?? Array.from(this.#line).find(test)
+  find<A extends Owner | Waiter>(test: (one: Owner | Waiter) => one is A): A | undefined {
+    return [...this.#owners, ...this.#line].find((one) => one !== undefined && test(one))
   }
 
   /** Tells whether a request in flight uses memory of `buffer`. */
@@ -418,9 +418,9 @@ export class QueueEngine {
 
   /** Reaps, notifies, and waits in the queue's way. Answers whether to go on at once. */
   #step(): boolean {
-    if (this.#isTurnOver()) {
+    if (this.isTurnOver()) {
       this.#publish()
-      if (this.#isNotificationPutOff) this.#notifyNow()
+      this.#notifier.insist()
       return false
     }
     this.#reap()
@@ -429,16 +429,15 @@ export class QueueEngine {
     // They may have more to submit.
     if (this.#after.length > 0) return true
     if (this.#ring.outstanding > 0) return this.#wait()
-    this.#isEmptied = false
+    this.#notifier.rested()
     return false
   }
 
   /** Waits for completions; answers whether some are there, or the event loop has to turn first. */
   #wait(): boolean {
     const ring = this.#ring
-    const sleeps = this.waiting === "event" || this.#foreign
-    if (!sleeps && !this.#searched && this.#mayLook && this.#find()) return true
-    if (this.#isNotificationPutOff) this.#notifyNow()
+    if (!this.#searched && this.#mayLook && this.#find()) return true
+    this.#notifier.insist()
     if (this.waiting === "poll" && !this.#foreign) {
       this.#runNextTurn()
       return false
@@ -448,30 +447,27 @@ export class QueueEngine {
     return false
   }
 
-  /** Whether looking may pay: those who took completions and gave nothing back need the event loop for it. */
-  get #mayLook(): boolean {
-    return this.waiting !== "event" && !this.#foreign && this.#ring.outstanding > 0
-      && this.#submitted !== this.#submittedAtReap
+  /** Whether this queue looks at the ring instead of sleeping. */
+  get #looks(): boolean {
+    return this.waiting !== "event" && !this.#foreign
   }
 
-  /** Whether the event loop has waited long enough; if so, this queue goes on in its next turn. */
-  #isTurnOver(): boolean {
-    if (this.#immediate !== undefined) return true
-    if (++this.#looksInTurn % LOOKS_PER_CLOCK !== 0 || performance.now() < this.#turnEnds) return false
-    this.#runNextTurn()
-    return true
+  /** Whether looking may pay: those who took completions and gave nothing back need the event loop for it. */
+  get #mayLook(): boolean {
+    return this.#looks && this.#ring.outstanding > 0 && this.#submitted !== this.#submittedAtReap
   }
 
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
   #find(): boolean {
     const ring = this.#ring
+    const notifier = this.#notifier
     if (this.signalsInTurn && ring.outstanding <= FEW_IN_FLIGHT && ring.arm()) return true
-    const glances = this.#isNotificationPutOff ? PUT_OFF_GLANCES : GLANCES
+    const glances = notifier.isPutOff ? PUT_OFF_GLANCES : GLANCES
     for (let i = 0; i < glances; i++) {
       if (ring.pending) return true
-      if (this.#isNotificationPutOff && !ring.notificationStillDue()) this.#isNotificationPutOff = false
+      notifier.reconsider()
     }
-    if (this.#isNotificationPutOff) this.#notifyNow()
+    notifier.insist()
     return this.waiting === "adaptive" ? this.#lookAgain.find(ring) : look(ring, performance.now(), POLL_SLICE_MS)
   }
 
@@ -490,7 +486,7 @@ export class QueueEngine {
       this.progress++
       this.#submittedAtReap = this.#submitted
       this.#searched = false
-      if (this.#ring.outstanding === 0) this.#notifyAhead()
+      if (this.#ring.outstanding === 0) this.#notifier.ranEmpty(this.signalsInTurn && this.#looks)
     }
     // Those that wait for their flush are kept from the end down: putting it now could take a slot of this very look.
     let ended = 0
@@ -521,7 +517,7 @@ export class QueueEngine {
       this.#endedRequests[i] = undefined
       this.#endedOwners[i] = undefined
       const status = statusOf(this.#reaped[i] ?? 0)
-      owner.completed(request, status === Status.OK ? undefined : this.#failureOf(request, status))
+      owner.completed(request, status === Status.OK ? undefined : Request.failureOf(request, status, this.index))
     }
     this.#reaping = false
     if (count > 0 && this.#conditions.size > 0) this.#checkConditions()
@@ -547,31 +543,11 @@ export class QueueEngine {
     }
   }
 
-  /** Shows the device what is new, and notifies it where it asks for that and will not find it by itself. */
   #publish(): void {
-    const ring = this.#ring
-    if (this.#isNotificationPutOff && !ring.notificationStillDue()) this.#isNotificationPutOff = false
-    ring.publish()
-    if (!ring.notificationDue()) return
-    if (!this.#isNotifiedAhead) this.#notifyNow()
-    else if (!this.#isNotificationPutOff) {
-      this.#isNotificationPutOff = true
-      this.wake()
-    }
-    this.#isNotifiedAhead = false
-  }
-
-  /** Keeps a device awake that has answered all there was. */
-  #notifyAhead(): void {
-    this.#isEmptied = true
-    const mayPay = this.signalsInTurn && this.#refills && this.waiting !== "event" && !this.#foreign
-    this.#isNotifiedAhead = mayPay && this.#notify() === 0
-  }
-
-  #notifyNow(): void {
-    this.#isNotificationPutOff = false
-    this.notifyErrno = this.#notify()
-    if (this.notifyErrno === 0) this.#ring.notified()
+    if (this.#ring.fault !== undefined) return
+    this.#notifier.publish()
+    // It is made in the loop, at the latest.
+    if (this.#notifier.isPutOff) this.wake()
   }
 
   #callAfter(): void {
@@ -597,81 +573,5 @@ export class QueueEngine {
   #tooLarge(request: Request.Request): Errno.EINVAL {
     const detail = `the request needs more descriptors than queue-size ${this.size}`
     return new Errno.EINVAL({ ...Request.describe(request), queue: this.index, detail })
-  }
-
-  #failureOf(request: Request.Request, status: number): RequestFailure {
-    const described = { ...Request.describe(request), queue: this.index }
-    switch (status) {
-      case Status.IOERR:
-        return new Errno.EIO({ ...described, detail: "the device reported an I/O error" })
-      case Status.UNSUPP:
-        return new Errno.ENOTSUP({ ...described, detail: "the device does not support the request" })
-      case Status.UNWRITTEN:
-        return new Errno.EPROTO({ ...described, detail: "the device completed the request without a status" })
-      default:
-        return new Errno.EPROTO({ ...described, detail: `the device gave the unknown status ${status}` })
-    }
-  }
-
-  /** Puts a request into the ring; -1 where its memory was unmapped since it was checked. */
-  #put(request: Request.Request): number {
-    switch (request._tag) {
-      case "read":
-      case "write": {
-        const address = this.#memory.translate(request.buffer)
-        if (address < 0) return -1
-        const type = request._tag === "read" ? RequestType.IN : RequestType.OUT
-        return this.#ring.put(type, request.offset / SECTOR_BYTES, address, request.buffer.length)
-      }
-      case "readv":
-      case "writev": {
-        let count = 0
-        for (const buffer of request.buffers) {
-          if (buffer.length === 0) {
-            if (Request.isDetached(buffer)) return -1
-            continue
-          }
-          const address = this.#memory.translate(buffer)
-          if (address < 0) return -1
-          this.#addresses[count] = address
-          this.#lengths[count++] = buffer.length
-        }
-        const type = request._tag === "readv" ? RequestType.IN : RequestType.OUT
-        return this.#ring.putSegments(type, request.offset / SECTOR_BYTES, this.#addresses, this.#lengths, count)
-      }
-      case "discard":
-        return this.#ring.putRange(
-          RequestType.DISCARD,
-          request.offset / SECTOR_BYTES,
-          request.length / SECTOR_BYTES,
-          0
-        )
-      case "writeZeroes": {
-        const unmap = this.rules.mayUnmap && ((request.flags ?? 0) & Request.RequestFlag.NO_UNMAP) === 0
-        return this.#ring.putRange(
-          RequestType.WRITE_ZEROES,
-          request.offset / SECTOR_BYTES,
-          request.length / SECTOR_BYTES,
-          unmap ? WRITE_ZEROES_UNMAP : 0
-        )
-      }
-      case "flush":
-        return this.#ring.putFlush()
-    }
-  }
-}
-
-const segmentsOf = (request: Request.Request): number => {
-  switch (request._tag) {
-    case "flush":
-      return 0
-    case "readv":
-    case "writev": {
-      let count = 0
-      for (const buffer of request.buffers) if (buffer.length > 0) count++
-      return count
-    }
-    default:
-      return 1
   }
 }

@@ -8,7 +8,7 @@
  */
 import * as Errno from "../Errno.ts"
 import type { AddressSpace } from "../Memory/AddressSpace.ts"
-import { REQUEST_HEADER_BYTES, SECTOR_BYTES, STATUS_BYTES } from "../Wire/VirtioBlk.ts"
+import { REQUEST_HEADER_BYTES, SECTOR_BYTES, Status, STATUS_BYTES } from "../Wire/VirtioBlk.ts"
 
 /**
  * Flags of a request, in libblkio's numbers. `FUA`: completed only once the data is stable (write, writev, writeZeroes).
@@ -190,6 +190,25 @@ export const describe = (request: Request): { operation: string; offset?: number
     ? { operation: "flush" }
     : { operation: request._tag, offset: request.offset, length: lengthOf(request) }
 
+/** The error of a request that the device has answered with a status other than OK. */
+export const failureOf = (
+  request: Request,
+  status: number,
+  queue: number
+): Errno.EIO | Errno.ENOTSUP | Errno.EPROTO => {
+  const described = { ...describe(request), queue }
+  switch (status) {
+    case Status.IOERR:
+      return new Errno.EIO({ ...described, detail: "the device reported an I/O error" })
+    case Status.UNSUPP:
+      return new Errno.ENOTSUP({ ...described, detail: "the device does not support the request" })
+    case Status.UNWRITTEN:
+      return new Errno.EPROTO({ ...described, detail: "the device completed the request without a status" })
+    default:
+      return new Errno.EPROTO({ ...described, detail: `the device gave the unknown status ${status}` })
+  }
+}
+
 /**
  * Tells what is wrong with a request, if anything; the first rule that it breaks decides, in the order: flags, feature,
  * start, read-only, length, capacity, limits, segments, memory. Nothing is thrown, and a request that passes allocates
@@ -254,8 +273,7 @@ const checkRange = (
   const { offset } = request
   const { capacity, readOnly, requestAlignment } = rules
   const isRange = request._tag === "discard" || request._tag === "writeZeroes"
-  // `%` of numbers that do not fit 32 bits is a call that costs as much as all other checks. False for NaN and fractions.
-  if (!(Math.floor(offset / requestAlignment) * requestAlignment === offset && offset >= 0 && offset < Infinity)) {
+  if (!isMultiple(offset, requestAlignment)) {
     return invalid(request, `offset must be a multiple of request-alignment ${requestAlignment}`)
   }
   if (isRange && length % requestAlignment !== 0) {
@@ -272,6 +290,13 @@ const checkRange = (
   if (length > capacity - offset) return invalid(request, `the range must end within capacity ${capacity}`)
   return undefined
 }
+
+/**
+ * Whether a number is 0 or a multiple of a power of two. `%` says the same, but for numbers that do not fit 32 bits it is a call
+ * that costs as much as all other checks.
+ */
+const isMultiple = (n: number, powerOfTwo: number): boolean =>
+  n >= 0 && n < Infinity && Math.floor(n / powerOfTwo) * powerOfTwo === n
 
 /** Whether a request covers nothing because the region of a buffer is gone. */
 const isReleased = (request: Request): boolean =>

@@ -63,6 +63,7 @@ export class SplitRing implements DriverRing {
   #publishedIdx = 0
   #decidedIdx = 0
   #kickDue = false
+  /** Where the requests begin whose notification is due. */
   #dueSince = 0
   #usedIdx = 0
 
@@ -94,11 +95,10 @@ export class SplitRing implements DriverRing {
     this.#chainLength = new Uint16Array(queueSize)
     this.#spread = new Uint8Array(queueSize)
     this.#freeCount = queueSize
-    this.#availIdx =
-      this.#publishedIdx =
-      this.#decidedIdx =
-      this.#usedIdx =
-        position
+    this.#availIdx = position
+    this.#publishedIdx = position
+    this.#decidedIdx = position
+    this.#usedIdx = position
     if (options.indirect) { for (let slot = 0; slot < queueSize; slot++) this.#formatCompact(slot) }
     if (options.eventIdx) Atomics.store(this.#halves, this.#usedEventHalf, Wire.wrap16(position - 1))
     else this.disarm()

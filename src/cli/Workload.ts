@@ -4,6 +4,7 @@
  * Latencies are taken once per array of completions, which is as often as the ring is looked at; at high rates a clock call
  * per request would cost more than the request.
  */
+import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -155,21 +156,27 @@ const runStream = (
   let ready = jobsOf(workload, memory)
   let now = performance.now()
   let source: (() => void) | undefined
-  const next = (): Exit.Exit<readonly [Job, ...Array<Job>], Cause.Done> => {
+  const next = (): Exit.Exit<Arr.NonEmptyReadonlyArray<Job>, Cause.Done> | undefined => {
     if (now >= workload.until) return done
-    for (const job of ready) {
+    const jobs = ready
+    if (!Arr.isArrayNonEmpty(jobs)) return undefined
+    ready = []
+    for (const job of jobs) {
       aim(job)
       job.submittedAt = now
     }
-    // Whoever calls has seen that it is not empty.
-    const jobs = ready as unknown as readonly [Job, ...Array<Job>]
-    ready = []
     return Exit.succeed(jobs)
   }
-  const wait = Effect.callback<readonly [Job, ...Array<Job>], Cause.Done>((resume) => {
-    source = () => resume(next())
+  const wait = Effect.callback<Arr.NonEmptyReadonlyArray<Job>, Cause.Done>((resume) => {
+    const offer = () => {
+      const jobs = next()
+      source = jobs === undefined ? offer : undefined
+      if (jobs !== undefined) resume(jobs)
+    }
+    // The fiber may have yielded since it looked.
+    offer()
   })
-  const pull = Effect.suspend(() => ready.length > 0 ? next() : wait)
+  const pull = Effect.suspend(() => next() ?? wait)
   // A job is a read or a write by its tag, which is set before it is submitted.
   const requests = Stream.fromPull(Effect.succeed(pull)) as Stream.Stream<(Read | Write) & Job>
   return queue.process(requests).pipe(
@@ -177,9 +184,7 @@ const runStream = (
       now = performance.now()
       tally.countJobs(completions, now)
       for (const { request } of completions) ready.push(request)
-      const resume = source
-      source = undefined
-      resume?.()
+      source?.()
       return Effect.void
     })
   )

@@ -9,7 +9,7 @@ import { Argument, Command, Flag } from "effect/cli"
 import * as BlockDevice from "../BlockDevice.ts"
 import * as Errno from "../Errno.ts"
 import type { Values } from "../Properties/Properties.ts"
-import * as BenchThreads from "./BenchThreads.ts"
+import * as BenchWorkers from "./BenchWorkers.ts"
 import * as Device from "./Device.ts"
 import type { Latencies } from "./LatencyHistogram.ts"
 import { type Plan, runBytesMeasured, runMeasured, Tally } from "./Workload.ts"
@@ -188,7 +188,7 @@ export const bench = Command.make(
       regions,
       (region, queue) => disk.handOver({ queue, kind: isPoll ? "poll" : "event", regions: [region] })
     ).pipe(Effect.flatMap((handles) =>
-      BenchThreads.run(
+      BenchWorkers.run(
         handles.map((handle) => ({ handle, plan, api: api === "request" ? api : "stream" })),
         measureCpu
       )
@@ -202,6 +202,7 @@ export const bench = Command.make(
         return Console.error(`${seconds.toFixed(0)} s  ${(requests / seconds / 1000).toFixed(1)} kIOPS`)
       })
     ))
+    // What other threads do is not seen from here, and what is done before the measuring does not count.
     const isQuiet = options.json || workers > 0 || options.ramptime > 0
     if (workers === 0) yield* Effect.forkScoped(measureCpu)
     const run = workers > 0 ? runInThreads : runHere

@@ -60,7 +60,7 @@ const start = (order: BenchOrder): Effect.Effect<Thread, never, Scope.Scope> =>
       const done = yield* Deferred.make<Measured, DeviceFailure | Errno.EIO>()
       // Sources are run as they are, and built ones as what they were built to.
       const ending = import.meta.url.slice(import.meta.url.lastIndexOf("."))
-      const worker = new Worker(new URL(`./benchThread${ending}`, import.meta.url), {
+      const worker = new Worker(new URL(`./worker${ending}`, import.meta.url), {
         workerData: order,
         transferList: [order.handle.port],
         execArgv: []

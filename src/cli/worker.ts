@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import { parentPort, workerData } from "node:worker_threads"
 import * as WorkerQueue from "../Driver/WorkerQueue.ts"
-import type { BenchOrder, BenchReport } from "./BenchThreads.ts"
+import type { BenchOrder, BenchReport } from "./BenchWorkers.ts"
 import { runMeasured } from "./Workload.ts"
 
 const report = (what: BenchReport) => Effect.sync(() => parentPort?.postMessage(what))
