@@ -60,6 +60,7 @@ export class HandedQueue {
       if (this.#hasEnded) return Effect.void
       this.#line.ref()
       const ended = Effect.callback<void>((resume) => {
+        if (this.#hasEnded) return resume(Exit.void)
         const listener = () => resume(Exit.void)
         this.#listeners.add(listener)
         return Effect.sync(() => this.#listeners.delete(listener))

@@ -1,6 +1,9 @@
 /**
  * Requests in, completions out: the common part of `IoQueue.process` and of `submit` and `completions` by hand.
  *
+ * A fiber may yield before any operation, so also between looking for something and waiting for it. Whatever waits here
+ * therefore looks once more when it begins to wait.
+ *
  * What is in flight is bounded by the ring; what is answered but not yet taken is bounded too, since no more than a ring's
  * worth may be unread before further submissions wait. So at most twice the ring's size exists at any time.
  *
@@ -112,6 +115,9 @@ export class CompletionSession<R extends Request> implements Owner {
   #waitForRoom(batch: Batch<R>): Effect.Effect<void, DeviceFailure> {
     return Effect.callback((resume: Resume) => {
       if (this.#engine.failure !== undefined) return resume(Exit.fail(this.#engine.failure))
+      // There may be room since the fiber looked, and nothing in flight that would tell.
+      batch.advance()
+      if (batch.isDone) return resume(Exit.void)
       if (this.isFull) {
         const leave = () => {
           this.#unread.delete(proceed)
@@ -243,6 +249,8 @@ export class CompletionSession<R extends Request> implements Owner {
     })
     // The consumer is resumed with what it waits for, not to look for it: a fiber that waits twice costs twice.
     const wait = Effect.callback((resume: (outcome: Outcome) => void) => {
+      const outcome = look()
+      if (outcome !== undefined) return resume(outcome)
       this.#awaitWith(() => {
         const outcome = look()
         if (outcome === undefined) return
@@ -268,6 +276,7 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Waits as long as a condition holds, which is looked at whenever something has happened that a reader may want to see. */
   #waitWhile(condition: () => boolean): Effect.Effect<void> {
     const once = Effect.callback<void>((resume) => {
+      if (!condition()) return resume(Exit.void)
       const reader = () => {
         this.#readers.delete(reader)
         resume(Exit.void)
