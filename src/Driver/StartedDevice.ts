@@ -265,7 +265,9 @@ export const start = Effect.fnUntraced(function*(
   const polled = surfaces.slice(eventQueues)
   let ownQueues = surfaces
 
-  const takeOut = ({ kind = "event", queue: index, regions }: HandOverOptions): QueueHandle | HandOverError => {
+  const takeOut = (
+    { kind = "event", queue: index, regions }: HandOverOptions
+  ): { readonly handle: QueueHandle; readonly near: HandedQueue } | HandOverError => {
     const refused = { operation: "hand over", queue: index }
     const at = kind === "event" ? index : eventQueues + index
     const surface = (kind === "event" ? queues : polled)[index]
@@ -292,9 +294,9 @@ export const start = Effect.fnUntraced(function*(
     // It may be on the stack right now, and must not go on looking at a ring that another thread drives.
     engine.fail(new Errno.ENODEV({ ...refused, detail: "the queue was handed to another thread" }))
     ownQueues = ownQueues.filter((other) => other !== surface)
-    const handedQueue = new HandedQueue(regions, fail)
-    handed.add(handedQueue)
-    return {
+    const near = new HandedQueue(regions, fail)
+    handed.add(near)
+    const handle: QueueHandle = {
       index,
       waiting: engine.waiting,
       layout: Ring === PackedRing ? "packed" : "split",
@@ -309,8 +311,9 @@ export const start = Effect.fnUntraced(function*(
       regions: handedRegions,
       deviceTimeoutMs: Duration.toMillis(options.deviceTimeout),
       closeTimeoutMs: Duration.toMillis(options.closeTimeout),
-      port: handedQueue.port
+      port: near.port
     }
+    return { handle, near }
   }
   const handOver = (what: HandOverOptions): Effect.Effect<QueueHandle, HandOverError, Scope.Scope> =>
     Effect.acquireRelease(
@@ -318,12 +321,8 @@ export const start = Effect.fnUntraced(function*(
         const taken = takeOut(what)
         return "_tag" in taken ? Exit.fail(taken) : Exit.succeed(taken)
       }),
-      ({ port }) =>
-        Effect.suspend(() => {
-          const queue = Array.from(handed).find((one) => one.port === port)
-          return queue === undefined ? Effect.void : queue.end(options.closeTimeout)
-        })
-    )
+      ({ near }) => near.end(options.closeTimeout)
+    ).pipe(Effect.map(({ handle }) => handle))
   return {
     properties: properties.in("started"),
     get capacity() {
@@ -333,11 +332,11 @@ export const start = Effect.fnUntraced(function*(
     queues,
     pollQueues: polled,
     queue: (index) => queues[index] ?? IoQueue.absent("event", index, queues.length),
+    pollQueue: (index) => polled[index] ?? IoQueue.absent("poll", index, polled.length),
     get ownQueues() {
       return ownQueues
     },
     handOver,
-    pollQueue: (index) => polled[index] ?? IoQueue.absent("poll", index, polled.length),
     allocate: (length, allocateOptions) =>
       Effect.tap(
         MemoryRegion.allocate(length, allocateOptions),
