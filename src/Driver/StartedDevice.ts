@@ -347,11 +347,12 @@ export const start = Effect.fnUntraced(function*(
     Deferred.doneUnsafe(before, Exit.void)
   })
   const attend = Effect.gen(function*() {
-    while (lostBy === undefined) {
+    for (;;) {
       const reason = yield* Deferred.await(way.link.connection.lost)
       if (policy === undefined || !isAway(reason)) return fail(reason)
       tell({ _tag: "lost", reason })
       yield* recover(policy, reason)
+      if (lostBy !== undefined) return
     }
   }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
   yield* Effect.forkScoped(attend, { startImmediately: true })
