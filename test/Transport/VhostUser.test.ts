@@ -2,7 +2,7 @@
  * Goal: the vhost-user transport says to a backend what the protocol wants, in the order in which every backend takes it;
  * and whatever a backend does wrong, whenever, is a typed error in bounded time that leaves no descriptor, no memory and
  * nobody waiting behind.
- * Method: a scripted backend at the other end of a socket pair (test/support/FakeBackend.ts) records what it is told, and
+ * Method: a scripted backend at the other end of a socket pair (src/testing/FakeBackend.ts) records what it is told, and
  * goes wrong in each way at each message. Paths are tried on real sockets. Every test must leave the process as it was.
  */
 import { describe, expect, it } from "@effect/vitest"
@@ -42,8 +42,8 @@ import { type Connection, Transport } from "../../src/Transport/Transport.ts"
 import * as VhostUser from "../../src/Transport/VhostUser.ts"
 import * as Message from "../../src/Wire/VhostUserMessage.ts"
 import { FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
+import * as FakeBackend from "../../src/testing/FakeBackend.ts"
 import { bytes } from "../Wire/arbitraries.ts"
-import * as FakeBackend from "../support/FakeBackend.ts"
 import { count, leavesNothing, live } from "../support/resources.ts"
 
 const { BackendRequest, FrontendRequest, ProtocolFeature } = Message
