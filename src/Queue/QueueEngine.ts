@@ -454,7 +454,7 @@ export class QueueEngine {
 
   /** Whether looking may pay: those who took completions and gave nothing back need the event loop for it. */
   get #mayLook(): boolean {
-    return this.#looks && this.#ring.outstanding > 0 && this.#submitted !== this.#submittedAtReap
+    return this.#looks && this.outstanding > 0 && this.#submitted !== this.#submittedAtReap
   }
 
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
