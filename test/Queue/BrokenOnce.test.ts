@@ -13,7 +13,8 @@ describe("a search that finds the ring broken", () => {
       const fake = yield* make({ packed, waiting: "poll", working: "by hand" })
       const ends: Array<string | undefined> = []
       const owner = {
-        completed: (_: unknown, failure: { readonly _tag: string } | undefined) => void ends.push(failure?._tag)
+        completed: (_: unknown, failure: { readonly _tag: string } | undefined) => void ends.push(failure?._tag),
+        isAbandoned: false
       }
       for (let i = 0; i < 3; i++) fake.engine.submit({ _tag: "read", offset: 512 * i, buffer: fake.buffer(512) }, owner)
       yield* Effect.promise(() => Promise.resolve())

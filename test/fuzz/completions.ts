@@ -14,7 +14,13 @@ import type * as Errno from "../../src/Errno.ts"
 import { AddressSpace } from "../../src/Memory/AddressSpace.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type Owner, QueueEngine, type Waiter } from "../../src/Queue/QueueEngine.ts"
+import {
+  type DeviceFailure,
+  type Owner,
+  QueueEngine,
+  type RequestFailure,
+  type Waiter
+} from "../../src/Queue/QueueEngine.ts"
 import type { Request } from "../../src/Queue/Request.ts"
 import { make, type SeededRandom } from "../../src/SeededRandom.ts"
 import { fakeRegion, rulesOf } from "../support/FakeQueue.ts"
@@ -170,12 +176,7 @@ const submitted: ReadonlyArray<Submit> = [
   // As the engine's own owners, who hear of each call.
   (engine, requests, end) => {
     for (const request of requests) {
-      const owner: Owner & Waiter = {
-        completed: (request, failure) => end(request, tagOf(failure)),
-        place: () => engine.submit(request, owner),
-        placed: () => {},
-        refused: (failure) => end(request, failure._tag)
-      }
+      const owner = new Submitter(engine, request, end)
       if (engine.isContended || !engine.submit(request, owner)) engine.join(owner)
     }
   },
@@ -229,6 +230,34 @@ const submitted: ReadonlyArray<Submit> = [
     )
   }
 ]
+
+/** Whoever submits a request, and hears of its end. */
+class Submitter implements Owner, Waiter {
+  readonly isAbandoned = false
+  readonly #engine: QueueEngine
+  readonly #request: Request
+  readonly #end: End
+
+  constructor(engine: QueueEngine, request: Request, end: End) {
+    this.#engine = engine
+    this.#request = request
+    this.#end = end
+  }
+
+  completed(request: Request, failure: RequestFailure | undefined): void {
+    this.#end(request, tagOf(failure))
+  }
+
+  place(): boolean {
+    return this.#engine.submit(this.#request, this)
+  }
+
+  placed(): void {}
+
+  refused(failure: DeviceFailure): void {
+    this.#end(this.#request, failure._tag)
+  }
+}
 
 const answerOf = (queue: IoQueue.IoQueue, request: Request) => {
   switch (request._tag) {
