@@ -45,7 +45,7 @@ export const messagesCheck = (): Check => ({
 /** Damages a message. What it says of its own size stays right, in about half of them. */
 const mutate = (next: SeededRandom, message: Uint8Array): Uint8Array => {
   let bytes = message.slice()
-  for (let changes = next(4); changes > 0; changes--) {
+  for (let changes = 1 + next(3); changes > 0; changes--) {
     const view = new DataView(bytes.buffer)
     switch (next(8)) {
       case 0:
@@ -170,6 +170,10 @@ interface Read {
   readonly fds: number
 }
 
+interface Part extends Read {
+  readonly isMutated: boolean
+}
+
 /** A plain reading of a stream of bytes, in which descriptors come with the bytes of a part. */
 const readPlainly = (parts: ReadonlyArray<Read>): { readonly messages: ReadonlyArray<Read>; readonly tag: string } => {
   const messages: Array<Read> = []
@@ -219,11 +223,12 @@ const throughSocket = async (next: SeededRandom, tally: Tally): Promise<number> 
   })
   let isOpen = true
   try {
-    const parts = Array.from({ length: 1 + next(MOST_MESSAGES) }, (): Read => ({
-      // A stream ends at its first message that makes no sense.
-      bytes: next(3) === 0 ? mutate(next, pick(next)) : pick(next),
-      fds: next(16) === 0 ? 1 + next(3) : 0
-    })).filter(({ bytes }) => bytes.length > 0)
+    const parts = Array.from({ length: 1 + next(MOST_MESSAGES) }, (): Part => {
+      // Not all, since a stream ends at its first message that makes no sense.
+      const isMutated = next(3) === 0
+      const bytes = isMutated ? mutate(next, pick(next)) : pick(next)
+      return { bytes, fds: next(16) === 0 ? 1 + next(3) : 0, isMutated }
+    }).filter(({ bytes }) => bytes.length > 0)
     const splits = next(4) === 0
     for (const { bytes, fds } of parts) {
       // Descriptors travel with the first byte.
@@ -261,9 +266,10 @@ const throughSocket = async (next: SeededRandom, tally: Tally): Promise<number> 
       }
     }
     tally.count(wanted.tag)
-    // Those that were read, and the one at which it ended.
-    tally.count("through a socket", brought.length + 1)
-    return brought.length + 1
+    // Of those that were read, and the one at which it ended.
+    const mutated = parts.slice(0, brought.length + 1).filter(({ isMutated }) => isMutated).length
+    tally.count("through a socket", mutated)
+    return mutated
   } finally {
     socket.close()
     Libc.close(ours)
