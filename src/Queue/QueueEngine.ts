@@ -475,9 +475,11 @@ export class QueueEngine {
   #reap(): number {
     const count = this.#ring.drain(this.#reaped)
     if (count < 0) {
-      this.#onFault(
-        new Errno.EPROTO({ operation: "reap", queue: this.index, detail: this.#ring.fault ?? "the ring is broken" })
-      )
+      const detail = this.#ring.fault ?? "the ring is broken"
+      const failure = new Errno.EPROTO({ operation: "reap", queue: this.index, detail })
+      // First, since whoever hears of it may submit here, and the ring has free slots whose owners have not heard.
+      this.fail(failure)
+      this.#onFault(failure)
       return 0
     }
     if (count === 0 && this.#line.size === 0) return 0
