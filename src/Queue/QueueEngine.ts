@@ -477,8 +477,8 @@ export class QueueEngine {
     if (count < 0) {
       const detail = this.#ring.fault ?? "the ring is broken"
       const failure = new Errno.EPROTO({ operation: "reap", queue: this.index, detail })
-      // First, since whoever hears of it may submit here, and the ring has free slots whose owners have not heard.
-      this.fail(failure)
+      // Before others hear of it, who may submit here: the ring has free slots whose owners have not heard.
+      this.failure ??= failure
       this.#onFault(failure)
       return 0
     }

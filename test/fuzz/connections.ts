@@ -30,6 +30,7 @@ const DECLARED = new Set([
   "EOVERFLOW",
   "EROFS",
   "EINVAL",
+  "ENOSPC",
   "ECONNREFUSED",
   "ESHUTDOWN"
 ])
