@@ -5,6 +5,8 @@ export default defineConfig({
     // A crash in native code then ends one test file, not the run.
     pool: "forks",
     testTimeout: 30_000,
+    // Fails whatever leaves something of the system behind.
+    setupFiles: ["test/setup.ts"],
     // One line a file, every failure in full, and the counts last, on a terminal and in CI alike.
     reporters: ["default"],
     projects: [
