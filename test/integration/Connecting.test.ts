@@ -162,7 +162,7 @@ forEachBackend("connecting", (backend) => {
     "interrupting a request gives its buffer back only when the device has let go of it",
     () =>
       Effect.gen(function*() {
-        const { socketPath } = yield* backend.serve(slow(200))
+        const { socketPath } = yield* backend.serve(slow(1000))
         const disk = yield* open(socketPath, { queueSize: 2 })
         const region = yield* disk.allocate(4 * KiB)
         const reading = yield* Effect.forkChild(disk.queue(0).read(0, region.bytes), { startImmediately: true })

@@ -288,7 +288,7 @@ forEachBackend("the end of a queue in another thread", (backend) => {
       const scope = yield* Scope.make()
       const { handOver } = yield* openTwo(socketPath).pipe(Scope.provide(scope))
       const thread = yield* startThread(yield* handOver.pipe(Scope.provide(scope)))
-      const reading = yield* thread.begin({ _tag: "read", times: 2 * QUEUE_SIZE })
+      const reading = yield* thread.begin({ _tag: "read", times: 20 * QUEUE_SIZE })
       yield* Scope.close(scope, Exit.void)
       expect(yield* reading).toStrictEqual(["ESHUTDOWN", "success"])
     }))
@@ -299,7 +299,7 @@ forEachBackend("the end of a queue in another thread", (backend) => {
       const scope = yield* Scope.make()
       const { handOver } = yield* openTwo(socketPath, "adaptive", {
         closeTimeout: "200 millis",
-        replyTimeout: "200 millis"
+        replyTimeout: "2 seconds"
       }).pipe(Scope.provide(scope))
       const thread = yield* startThread(yield* handOver.pipe(Scope.provide(scope)))
       const reading = yield* thread.begin({ _tag: "read", times: 4 })
@@ -313,8 +313,8 @@ forEachBackend("the end of a queue in another thread", (backend) => {
     Effect.gen(function*() {
       const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS), { numQueues: 2 })
       const { kept, region, thread } = yield* openHanded(socketPath, "adaptive", {
-        deviceTimeout: "400 millis",
-        replyTimeout: "300 millis"
+        deviceTimeout: "2 seconds",
+        replyTimeout: "2 seconds"
       })
       const reading = yield* thread.begin({ _tag: "read", times: 4 })
       yield* kill("SIGSTOP")
