@@ -18,16 +18,6 @@ const PATIENCE_MS = 10_000
 /** Node tells that a timer is done in the turn of the event loop after it, of this one, too. */
 const pause = (ms: number) => new Promise<void>((resolve) => void setTimeout(() => setImmediate(resolve), ms))
 
-/** Waits until nothing is left, as long as `mayWait`, and tells what is. */
-const settle = async (before: Holdings, mayWait: () => boolean): Promise<ReadonlyArray<string>> => {
-  let left = leftSince(before)
-  for (let ms = 1; left.length > 0 && mayWait(); ms = Math.min(2 * ms, 50)) {
-    await pause(ms)
-    left = leftSince(before)
-  }
-  return left
-}
-
 const mustBeNone = (who: string, left: ReadonlyArray<string>): void => {
   if (left.length > 0) throw new Error([`${who} left behind:`, ...left].join("\n  "))
 }
@@ -38,6 +28,28 @@ interface Group {
   readonly names: Array<string>
   running: number
   anyFailed: boolean
+}
+
+/** What the tests that run now have said that they leave, and what those before them have left by that. */
+const excuses: Array<RegExp> = []
+const excused = new Set<string>()
+
+/** Excuses what the test that runs will leave, line by line of the report. For what the test cannot help, and says why. */
+export const mayLeave = (what: RegExp): void => void excuses.push(what)
+
+const isExcused = (line: string) => excuses.some((what) => what.test(line))
+
+const inexcusable = (before: Holdings): ReadonlyArray<string> =>
+  leftSince(before).filter((line) => !excused.has(line) && !isExcused(line))
+
+/** Waits until nothing is left, as long as `mayWait`, and tells what is. */
+const settle = async (before: Holdings, mayWait: () => boolean): Promise<ReadonlyArray<string>> => {
+  let left = inexcusable(before)
+  for (let ms = 1; left.length > 0 && mayWait(); ms = Math.min(2 * ms, 50)) {
+    await pause(ms)
+    left = inexcusable(before)
+  }
+  return left
 }
 
 /** Watches the tests of the file that is about to be imported; for a setup file of vitest. */
@@ -65,6 +77,8 @@ export const install = (patienceMs: number = PATIENCE_MS): void => {
     group.running--
     if (!answers) return
     current = undefined
+    if (excuses.length > 0) { for (const line of leftSince(group.before).filter(isExcused)) excused.add(line) }
+    excuses.length = 0
     anyFailed ||= group.anyFailed || left.length > 0
     mustBeNone(group.names.length === 1 ? "the test" : `one of the tests "${group.names.join("\", \"")}"`, left)
   }, 2 * patienceMs)
