@@ -38,7 +38,7 @@ const { BackendRequest, FrontendRequest, ProtocolFeature } = Message
 /** Long enough never to pass by itself. */
 const PATIENT = "20 seconds"
 /** Short, where a test waits for it to pass. */
-const SHORT = "100 millis"
+const SHORT = "500 millis"
 
 const connectTo = (backend: FakeBackend.FakeBackend, replyTimeout: VhostUser.Options["replyTimeout"] = PATIENT) =>
   Effect.flatMap(VhostUser.make({ fd: backend.fd, replyTimeout }), ({ connect }) => connect)

@@ -108,7 +108,7 @@ forEachBackend("connecting", (backend) => {
         }))
         if (cycle % 100 === 0) yield* Resources.settlesAt(before)
       }
-    }), 120_000)
+    }), 300_000)
 
   onBackend(
     "interrupted at any moment leaves the process at once as it was, and the backend fit for the next",
@@ -155,7 +155,7 @@ forEachBackend("connecting", (backend) => {
           yield* session
         })
       ),
-    60_000
+    300_000
   )
 
   onBackend(
