@@ -24,4 +24,4 @@ type TagsOf<T, Steps extends ReadonlyArray<unknown>> = Steps extends readonly [u
   : never
 
 /** Every tag that a caller of the API may have to handle. */
-export type DeclaredTag = TagsOf<Omit<typeof Api, "Errno">, [1, 2, 3, 4, 5, 6, 7]>
+export type DeclaredTag = TagsOf<Omit<typeof Api, "Errno">, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]>
