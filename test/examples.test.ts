@@ -235,7 +235,7 @@ describe("examples that serve a disk themselves", () => {
       const server = yield* start("09_lazy_http.ts", [`http://127.0.0.1:${port}/disk.img`, socketPath])
       yield* Effect.scoped(Effect.gen(function*() {
         const disk = yield* open(socketPath).pipe(
-          Effect.retry({ times: 200, schedule: Schedule.spaced("20 millis") })
+          Effect.retry({ times: 2000, schedule: Schedule.spaced("20 millis") })
         )
         expect(disk.capacity).toBe(MiB)
         const { bytes } = yield* disk.allocate(8192)
