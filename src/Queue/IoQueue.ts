@@ -260,6 +260,10 @@ class PendingAnswer implements Owner, Waiter {
     else this.#onRelease()
   }
 
+  get isAbandoned(): boolean {
+    return this.#onRelease !== undefined
+  }
+
   /** Gives the place in line up, or waits until the device has let go of the buffer. */
   get interrupted(): Effect.Effect<void> {
     return Effect.callback((resume) => {
@@ -270,6 +274,7 @@ class PendingAnswer implements Owner, Waiter {
         resume(Exit.void)
       } else {
         this.#onRelease = () => resume(Exit.void)
+        this.#engine.abandon(this)
       }
     })
   }

@@ -147,6 +147,8 @@ describe("settings are checked at start", () => {
     ["0n", { deviceTimeout: 0n }],
     ["-1", { deviceTimeout: -1 }],
     ["'soon'", { deviceTimeout: "soon" as never }],
+    ["0", { requestTimeout: 0 }],
+    ["'soon'", { requestTimeout: "soon" as never }],
     ["-1", { closeTimeout: -1 }]
   ])("a time limit of %s is EINVAL and named", ([value, options]) =>
     Effect.gen(function*() {

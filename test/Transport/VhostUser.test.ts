@@ -6,7 +6,20 @@
  * goes wrong in each way at each message. Paths are tried on real sockets. Every test must leave the process as it was.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Arbitrary, Config, ConfigProvider, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope, Stream } from "effect"
+import {
+  Arbitrary,
+  Config,
+  ConfigProvider,
+  Deferred,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Schedule,
+  Schema,
+  Scope,
+  Stream
+} from "effect"
 import { execFileSync, spawn } from "node:child_process"
 import {
   chmodSync,
@@ -94,6 +107,23 @@ describe("make", () => {
     ["a negative fd", { fd: -1 }, "fd"],
     ["a broken fd", { fd: 1.5 }, "fd"],
     ["an fd beyond 32 bits", { fd: 2 ** 32 }, "fd"],
+    ["a reconnect that is no Schedule", { path: "/run/disk.sock", reconnect: { schedule: 5 } }, "schedule"],
+    [
+      "a time limit of 0 for it",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, within: 0 } },
+      "within"
+    ],
+    [
+      "a negative maxWaiting",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, maxWaiting: -1 } },
+      "maxWaiting"
+    ],
+    [
+      "an unknown key of it",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, retries: 1 } },
+      "retries"
+    ],
+    ["a descriptor that is to reconnect", { fd: 3, reconnect: Schedule.forever }, "needs a path"],
     ["no options", undefined, "object"],
     ["null for options", null, "object"]
   ]
