@@ -36,8 +36,11 @@ const SLOTS = 8
 const CANARY = Buffer.alloc(SLOT_BYTES, 0xa5)
 
 const lostBy: ReadonlyArray<string> = ["ENOTCONN", "ETIMEDOUT", "EPROTO", "ENODEV", "ESTALE", "ESHUTDOWN"]
-/** With these a request of a queue fails that the device never saw. */
-const refusedBy: ReadonlyArray<string> = ["EINVAL", "EFAULT", "EBADF", "ENOTSUP", "ENOTCONN"]
+/**
+ * With these a request of a queue fails that was never carried out. One that is in flight when the device goes away may still fail
+ * with EINVAL or EFAULT: the device that comes back cannot take it again.
+ */
+const refusedBy: ReadonlyArray<string> = ["EBADF", "ENOTSUP", "ENOTCONN"]
 
 const DEVICE_LOST = "device lost"
 
@@ -78,8 +81,8 @@ type Pending = Request & { readonly pending: Call }
 interface Call {
   readonly operation: Operation
   readonly declared: Declared
-  /** Its memory may go while it is in flight; then EFAULT does not say that it was never carried out. */
-  readonly outlivesMemory: boolean
+  /** It is made to be refused, by EINVAL or EFAULT. */
+  readonly isWrong: boolean
   /** What it may fail with although nothing goes wrong. */
   readonly expected: ReadonlyArray<string>
   /** The memory that is its alone. */
@@ -331,7 +334,7 @@ class Workload {
       if (Exit.isFailure(exit)) this.#judge("map", exit)
       for (const [request, fiber] of fibers) {
         const ended = yield* Fiber.join(fiber)
-        this.#end({ ...request.pending, expected: ["EFAULT"], outlivesMemory: true }, ended)
+        this.#end({ ...request.pending, expected: ["EFAULT"] }, ended)
       }
       if (Exit.isSuccess(exit) && exit.value.bytes.length !== 0) complain("a region that was released can be seen")
     }
@@ -428,7 +431,7 @@ class Workload {
       const operation = this.#begin(operationKind, "queue", at, bytes, flags !== 0, `${queue.kind} ${queue.index}`)
       return {
         operation,
-        pending: { operation, declared: of, expected, outlivesMemory: false, buffer: slot, found: gathered, release }
+        pending: { operation, declared: of, expected, isWrong, buffer: slot, found: gathered, release }
       }
     }
     if (isWrong) {
@@ -481,7 +484,7 @@ class Workload {
       this.#setting.log(`read ${call.operation.id} done`)
       if (found.length > 0) this.#setting.model.endRead(call.operation, found)
     } else {
-      const { outcome, tag } = this.#conclude(call.declared, call.operation, exit, call.expected, call.outlivesMemory)
+      const { outcome, tag } = this.#conclude(call.declared, call.operation, exit, call.expected, call.isWrong)
       if (outcome === "not answered") return tag
     }
     call.release()
@@ -505,11 +508,13 @@ class Workload {
     operation: Operation,
     exit: Exit.Exit<unknown, Errno.Any>,
     expected: ReadonlyArray<string> = [],
-    outlivesMemory = false
+    isWrong = false
   ): { readonly outcome: Outcome; readonly tag: string | undefined } {
     const { log, model } = this.#setting
     const tag = Exit.isSuccess(exit) ? undefined : this.#judge(of, exit, expected)
-    const outcome = tag === "EFAULT" && outlivesMemory ? "failed" : this.#outcome(operation.via, exit, tag)
+    const outcome = isWrong && (tag === "EINVAL" || tag === "EFAULT")
+      ? "refused"
+      : this.#outcome(operation.via, exit, tag)
     log(`${operation.kind} ${operation.id} ${tag ?? outcome}`)
     model.end(operation, outcome)
     return { outcome, tag }
