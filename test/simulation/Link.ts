@@ -408,7 +408,6 @@ export class Link {
         this.#backend.stalledUntil = loop.now + fault.stallMs
         return
       case "disconnect":
-        // What came back is another device where it is smaller; the rest of the excuses are of those who wait for it.
         this.#backend.happened(fault, fault.reason, ...AWAY)
         this.#backend.awayUntil = loop.now + fault.awayMs
         if (fault.crashes) this.#backend.options.crash()

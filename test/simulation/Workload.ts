@@ -177,7 +177,9 @@ class Workload {
         complain(`${open.size} requests of a stream did not end`)
       }
       if (Exit.isFailure(exit)) this.#judge("submit", exit)
-      const outcome = this.#lost || this.#setting.isGivenUp() ? "not answered" : "given up"
+      // One that was too late may have ended unseen, and the device still has its memory.
+      const mayGoOn = this.#lost || this.#setting.isGivenUp() || Number.isFinite(plan.requestTimeoutMs)
+      const outcome = mayGoOn ? "not answered" : "given up"
       for (const { pending } of open) this.#close(pending, outcome)
       open.clear()
       this.#setting.log(`stream ends after ${count}`)
