@@ -37,10 +37,10 @@ const CANARY = Buffer.alloc(SLOT_BYTES, 0xa5)
 
 const lostBy: ReadonlyArray<string> = ["ENOTCONN", "ETIMEDOUT", "EPROTO", "ENODEV", "ESTALE", "ESHUTDOWN"]
 /**
- * With these a request of a queue fails that was never carried out. One that is in flight when the device goes away may still fail
- * with EINVAL or EFAULT: the device that comes back cannot take it again.
+ * With these a request of a queue fails that was never carried out. One that is in flight when the device goes away may fail with
+ * EINVAL, EFAULT or ENOTSUP and have been carried out: the device that comes back does not take it again.
  */
-const refusedBy: ReadonlyArray<string> = ["EBADF", "ENOTSUP", "ENOTCONN"]
+const refusedBy: ReadonlyArray<string> = ["EBADF", "ENOTCONN"]
 
 const DEVICE_LOST = "device lost"
 
@@ -81,7 +81,7 @@ type Pending = Request & { readonly pending: Call }
 interface Call {
   readonly operation: Operation
   readonly declared: Declared
-  /** It is made to be refused, by EINVAL or EFAULT. */
+  /** It is made to be refused, by EINVAL, EFAULT or ENOTSUP. */
   readonly isWrong: boolean
   /** What it may fail with although nothing goes wrong. */
   readonly expected: ReadonlyArray<string>
@@ -433,7 +433,15 @@ class Workload {
       const operation = this.#begin(operationKind, "queue", at, bytes, flags !== 0, `${queue.kind} ${queue.index}`)
       return {
         operation,
-        pending: { operation, declared: of, expected, isWrong, buffer: slot, found: gathered, release }
+        pending: {
+          operation,
+          declared: of,
+          expected,
+          isWrong: isWrong || expected.length > 0,
+          buffer: slot,
+          found: gathered,
+          release
+        }
       }
     }
     if (isWrong) {
@@ -514,7 +522,7 @@ class Workload {
   ): { readonly outcome: Outcome; readonly tag: string | undefined } {
     const { log, model } = this.#setting
     const tag = Exit.isSuccess(exit) ? undefined : this.#judge(of, exit, expected)
-    const outcome = isWrong && (tag === "EINVAL" || tag === "EFAULT")
+    const outcome = isWrong && tag !== undefined && expected.includes(tag)
       ? "refused"
       : this.#outcome(operation.via, exit, tag)
     log(`${operation.kind} ${operation.id} ${tag ?? outcome}`)
