@@ -26,13 +26,19 @@ export const until = (
 /** Why a device that closes takes nothing more. */
 export const closed = (): Errno.ESHUTDOWN => new Errno.ESHUTDOWN({ operation: "close", detail: "the device is closed" })
 
-/** Refuses new requests, and waits for what is in flight as long as the limit allows. */
+/**
+ * Refuses new requests, and waits for what is in flight as long as the limit allows; not for a device that is away, since nobody
+ * gets it back any more.
+ */
 export const drain = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
   Effect.suspend(() => {
     const failure = closed()
     for (const engine of engines) engine.refuse(failure)
     return Effect.asVoid(
-      Effect.timeoutOption(Effect.interruptible(until(engines, (engine) => engine.outstanding === 0)), limit)
+      Effect.timeoutOption(
+        Effect.interruptible(until(engines, (engine) => engine.isSuspended || engine.outstanding === 0)),
+        limit
+      )
     )
   })
 

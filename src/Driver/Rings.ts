@@ -105,12 +105,12 @@ const PATIENCE_MS = 5000
 
 /**
  * Asks the device for its identity (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) on rings that are not in use yet; empty where it
- * tells none.
+ * has none, EIO where it cannot tell it now.
  */
 export const identify = (
   { lost }: Connection,
   { address, channels: [channel], memory, rings: [ring] }: Rings
-): Effect.Effect<string, ConnectionError> => {
+): Effect.Effect<string, ConnectionError | Errno.EIO> => {
   if (ring === undefined || channel === undefined) return Effect.succeed("")
   const at = memory.length - ALIGNMENT
   const answer = new Uint32Array(1)
@@ -119,16 +119,20 @@ export const identify = (
     ring.publish()
     channel.notify()
   })
-  const look = Effect.suspend((): Exit.Exit<string | undefined, Errno.EPROTO> => {
+  const look = Effect.suspend((): Exit.Exit<string | undefined, Errno.EPROTO | Errno.EIO> => {
     const count = ring.drain(answer)
     if (count < 0) {
       return Exit.fail(new Errno.EPROTO({ operation: "identify", detail: ring.fault ?? "the ring is broken" }))
     }
     if (count === 0) return Exit.succeed(undefined)
-    if (statusOf(answer[0] ?? 0) !== Status.OK) return Exit.succeed("")
+    const status = statusOf(answer[0] ?? 0)
+    if (status === Status.UNSUPP) return Exit.succeed("")
+    if (status !== Status.OK) {
+      return Exit.fail(new Errno.EIO({ operation: "identify", detail: `the device answers with status ${status}` }))
+    }
     return Exit.succeed(Buffer.from(memory.bytes.subarray(at, at + ID_BYTES)).toString("latin1").replace(/[\0 ]+$/, ""))
   })
-  const wait: Effect.Effect<string, Errno.EPROTO> = Effect.flatMap(
+  const wait: Effect.Effect<string, Errno.EPROTO | Errno.EIO> = Effect.flatMap(
     look,
     (name) => name === undefined ? Effect.andThen(Effect.sleep(LOOK_MS), wait) : Effect.succeed(name)
   )

@@ -177,7 +177,10 @@ export const start = Effect.fnUntraced(function*(
   const eventQueues = properties.value("num-queues")
   const scope = yield* Effect.scope
   let linked = yield* Rings.put(way.link.connection, properties, scope)
-  const identity = policy === undefined ? "" : yield* Rings.identify(way.link.connection, linked.rings)
+  // Where it cannot be told now, nothing is compared with it later.
+  const identity = policy === undefined
+    ? ""
+    : yield* Effect.catchTag(Rings.identify(way.link.connection, linked.rings), "EIO", () => Effect.succeed(""))
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
   const space = new AddressSpace({
@@ -294,7 +297,7 @@ export const start = Effect.fnUntraced(function*(
     const next = yield* interruptible(reopen(way.recipe, way.scope, before))
     let goesOn = false
     const compare = (on: Rings.Linked) =>
-      Effect.flatMap(
+      identity === "" ? Effect.void : Effect.flatMap(
         Rings.identify(next.connection, on.rings),
         (now) => now === identity ? Effect.void : stale(`it calls itself "${now}", and was "${identity}"`)
       )
@@ -384,12 +387,19 @@ export const start = Effect.fnUntraced(function*(
   }
   yield* Effect.forkScoped(watch(engines, options.deviceTimeout, silent))
   yield* Effect.forkScoped(expire(engines, options.requestTimeout))
-  // Last, so that the device is still watched while it is waited for.
+  // So that the device is still watched while it is waited for.
   yield* Effect.addFinalizer(() =>
     Effect.all(
       [drain(engines, options.closeTimeout), ...Array.from(handed, (queue) => queue.end(options.closeTimeout))],
       { concurrency: "unbounded", discard: true }
     )
+  )
+  // Last, and so before all others: whoever waits for a device that is away hears that it is closed.
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      Deferred.doneUnsafe(over, Exit.void)
+      Deferred.doneUnsafe(followed, Exit.void)
+    })
   )
 
   const map = (region: MemoryRegion.MemoryRegion): Effect.Effect<void, MapError> =>

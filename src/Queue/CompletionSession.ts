@@ -5,7 +5,8 @@
  * therefore looks once more when it begins to wait.
  *
  * What is in flight is bounded by the ring; what is answered but not yet taken is bounded too, since no more than a ring's
- * worth may be unread before further submissions wait. So at most twice the ring's size exists at any time.
+ * worth may be unread before further submissions wait, unless somebody waits for more at once. So at most twice the ring's size
+ * exists at any time, or a ring's size more than was asked for.
  *
  * @since 0.1.0
  */
@@ -55,6 +56,9 @@ export class CompletionSession<R extends Request> implements Owner {
   #waitingRequests = 0
   /** Those who wait for completions to be taken before they submit more. */
   readonly #unread = new Set<() => void>()
+  /** How many completions those who wait by hand want, each, and the most of these. */
+  readonly #wants: Array<number> = []
+  #wanted = 0
   /** Those who wait for completions by hand. */
   readonly #readers = new Set<() => void>()
   /** The stream's consumer, while it waits. */
@@ -160,9 +164,9 @@ export class CompletionSession<R extends Request> implements Owner {
     this.#engine.show()
   }
 
-  /** Whether as many completions wait to be taken as the ring has places. */
+  /** Whether as many completions wait to be taken as the ring has places, or as somebody waits for, if those are more. */
   get isFull(): boolean {
-    return this.#ready.length >= this.#engine.size
+    return this.#ready.length >= this.#engine.size && this.#ready.length >= this.#wanted
   }
 
   /** Whether submitters must join the engine's line. */
@@ -225,11 +229,7 @@ export class CompletionSession<R extends Request> implements Owner {
   #take(max: number): ReadonlyArray<Completion<R>> {
     const taken = max >= this.#ready.length ? this.#ready : this.#ready.splice(0, max)
     if (taken === this.#ready) this.#ready = []
-    if (this.#unread.size > 0) {
-      const proceed = [...this.#unread]
-      this.#unread.clear()
-      for (const resume of proceed) resume()
-    }
+    this.#proceed()
     if (this.#readers.size > 0) this.reconsider()
     return taken
   }
@@ -345,10 +345,28 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Waits until `min` completions are there, or no more will come. */
   #waitFor(min: number): Effect.Effect<void> {
     return Effect.acquireUseRelease(
-      Effect.sync(() => this.#engine.retain()),
+      Effect.sync(() => {
+        this.#engine.retain()
+        this.#wants.push(min)
+        this.#wanted = Math.max(...this.#wants)
+        this.#proceed()
+      }),
       () => this.#waitWhile(() => this.#isWanting(min)),
-      () => Effect.sync(() => this.#engine.release())
+      () =>
+        Effect.sync(() => {
+          this.#engine.release()
+          this.#wants.splice(this.#wants.indexOf(min), 1)
+          this.#wanted = Math.max(0, ...this.#wants)
+        })
     )
+  }
+
+  /** Has those go on who wait for completions to be taken. */
+  #proceed(): void {
+    if (this.#unread.size === 0) return
+    const proceed = [...this.#unread]
+    this.#unread.clear()
+    for (const resume of proceed) resume()
   }
 }
 

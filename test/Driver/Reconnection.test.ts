@@ -3,7 +3,7 @@
  * Method: a fake device in this process is lost and found, holds what it is asked, and tells in which order it was asked.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Duration, Effect, Exit, Fiber, Option, Schedule, type Scope, Stream } from "effect"
+import { Duration, Effect, Exit, Fiber, Option, Schedule, Scope, Stream } from "effect"
 import type { ConnectionState, Device } from "../../src/BlockDevice.ts"
 import type { ReconnectPolicy } from "../../src/Transport/Transport.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
@@ -255,5 +255,59 @@ describe("a device that comes back", () => {
       delete fake.failures.connect
       yield* until(disk, "connected")
       expect(disk.capacity).toBe(4096 * 512)
+    }))
+
+  live("is closed while it is away: ESHUTDOWN for whoever waits", () =>
+    Effect.gen(function*() {
+      const fake = new FakeTransport.FakeTransport()
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      const disk = yield* Scope.provide(open(fake, { within: Duration.infinity }), scope)
+      const { bytes } = yield* Scope.provide(disk.allocate(4096), scope)
+      silence(fake)
+      const inTheRing = yield* fork(Effect.exit(disk.queue(0).read(0, bytes)))
+      yield* Effect.sleep(1)
+      fake.failures.connect = new Errno.ECONNREFUSED({ operation: "test", detail: "not yet" })
+      fake.lose()
+      yield* until(disk, "reconnecting")
+      const waiting = [
+        inTheRing,
+        yield* fork(Effect.exit(disk.refresh)),
+        yield* fork(Effect.exit(Effect.scoped(disk.allocate(4096)))),
+        yield* fork(Effect.exit(disk.readBytes(0, 512))),
+        yield* fork(Effect.exit(disk.flush))
+      ]
+      yield* Effect.sleep(5)
+      yield* Scope.close(scope, Exit.void)
+      const attempts = fake.calls.length
+      for (const fiber of waiting) {
+        const exit: Exit.Exit<unknown, unknown> = yield* Fiber.join<Exit.Exit<unknown, unknown>, never>(fiber)
+        expect(exit).toMatchObject(Exit.fail({ _tag: "ESHUTDOWN" }))
+      }
+      yield* Effect.sleep(10)
+      expect(fake.calls.length).toBe(attempts)
+    }))
+
+  live("is the same device although it cannot tell who it is at once", () =>
+    Effect.gen(function*() {
+      const fake = new FakeTransport.FakeTransport()
+      const disk = yield* open(fake)
+      const { bytes } = yield* disk.allocate(4096)
+      let isSick = true
+      const reading = yield* fork(
+        Effect.repeat(
+          Effect.sync(() => {
+            for (const device of fake.devices) {
+              device.status = ({ type }) => type === RequestType.GET_ID && isSick ? 1 : undefined
+            }
+          }).pipe(Effect.andThen(Effect.yieldNow)),
+          { until: () => !isSick }
+        )
+      )
+      fake.lose()
+      const answer = yield* fork(disk.queue(0).read(0, bytes))
+      yield* Effect.sleep(20)
+      isSick = false
+      yield* Fiber.join(reading)
+      yield* Fiber.join(answer)
     }))
 })

@@ -1063,6 +1063,27 @@ describe("a queue that does not exist", () => {
     }))
 })
 
+describe("more completions than a ring and its like hold", () => {
+  it.live.each(matrix)(
+    titled("are had by whoever asks for them"),
+    (options) =>
+      using({ ...options, queueSize: 8 }, ({ buffer, queue }) =>
+        Effect.gen(function*() {
+          const bytes = buffer(512)
+          const reads = Array.from({ length: 50 }, (_, i) => read(i * 512, bytes))
+          const submitting = yield* Effect.forkChild(queue.submit(reads), { startImmediately: true })
+          expect(yield* queue.completions({ min: 50 })).toHaveLength(50)
+          yield* Fiber.join(submitting)
+          // Nobody waits for so many any more.
+          const again = yield* Effect.forkChild(queue.submit(reads), { startImmediately: true })
+          yield* Effect.sleep(10)
+          expect(again.pollUnsafe()).toBe(undefined)
+          for (let left = 50; left > 0;) left -= (yield* queue.completions()).length
+          yield* Fiber.join(again)
+        }))
+  )
+})
+
 describe("a foreign event loop", () => {
   /** Waits until a descriptor is readable, as another loop would, and reads the 8 bytes. */
   const signalled = (fd: number) =>

@@ -224,7 +224,7 @@ export const fromSeed = (seed: number): Plan => {
     reconnect,
     closeTimeoutMs: of.one([0, 50, 2000]),
     faults,
-    closeAtMs: of.chance(25) && reconnect === undefined ? of.below(60) : Infinity,
+    closeAtMs: of.chance(25) ? of.below(60) : Infinity,
     crashes: of.chance(60),
     interrupts: of.chance(50),
     actors: chooseActors(of),
