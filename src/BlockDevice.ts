@@ -12,8 +12,10 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
@@ -26,7 +28,7 @@ import type { StartedDevice } from "./Driver/StartedDevice.ts"
 import * as Errno from "./Errno.ts"
 import { type IoQueue, type RangeError, type ReadError, RequestFlag, type WriteError } from "./Queue/IoQueue.ts"
 
-export type { ConfigChange, ConfigError, MapError, StartedDevice } from "./Driver/StartedDevice.ts"
+export type { ConfigChange, ConfigError, ConnectionState, MapError, StartedDevice } from "./Driver/StartedDevice.ts"
 
 /**
  * A block device: queues and regions, and a store by blocks and by bytes over them.
@@ -156,7 +158,16 @@ export const fromStarted = Effect.fnUntraced(function*(
           })
       )
       if (exit._tag === "Success") finish(bounce)
-      release()
+      if (isLate(exit)) {
+        const letGo = yield* Effect.forkDetach(
+          Effect.forEach(device.ownQueues, ({ released }) => released(bounce), { discard: true }),
+          { startImmediately: true }
+        )
+        abandon(letGo)
+        letGo.addObserver(release)
+      } else {
+        release()
+      }
       return yield* exit
     }))
   /** Writes a part of at most a bounce buffer's length. */
@@ -350,6 +361,11 @@ const overlapping = (
   }
 }
 
+/** Tells whether the device did not answer in time, and still has the buffer. */
+const isLate = (exit: Exit.Exit<void, StoreError>): boolean =>
+  Exit.isFailure(exit) &&
+  exit.cause.reasons.some((reason) => Cause.isFailReason(reason) && reason.error._tag === "ETIME")
+
 const storeErrors = (
   effect: Effect.Effect<void, ReadError | WriteError | RangeError>
 ): Effect.Effect<void, StoreError> =>
@@ -362,6 +378,7 @@ const asStoreError = (cause: Errno.Any, detail: string): StoreError => {
     case "ETIMEDOUT":
     case "EPROTO":
     case "ENODEV":
+    case "ESTALE":
     case "ESHUTDOWN":
       return cause
     default:

@@ -84,6 +84,7 @@ const decode = Schema.decodeUnknownResult(
     queueSize: optional(Schema.Int),
     waiting: optional(Schema.Literals(["adaptive", "event"])),
     // Durations are checked when the device starts.
+    requestTimeout: optional(Schema.Unknown),
     deviceTimeout: optional(Schema.Unknown),
     closeTimeout: optional(Schema.Unknown)
   }),
@@ -118,7 +119,7 @@ const connect = Effect.fn("VirtioBlk.connect")(function*(
 
 const start = Effect.fn("VirtioBlk.start")(function*(
   device: ConnectedDevice,
-  { closeTimeout, deviceTimeout, numPollQueues, numQueues, queueSize, waiting }: StartedOptions
+  { closeTimeout, deviceTimeout, numPollQueues, numQueues, queueSize, requestTimeout, waiting }: StartedOptions
 ): Effect.fn.Return<Device, StartError, Scope.Scope> {
   const settings: { -readonly [K in keyof Settable<"connected">]: Settable<"connected">[K] } = {}
   if (numQueues !== undefined) settings.numQueues = numQueues
@@ -127,6 +128,7 @@ const start = Effect.fn("VirtioBlk.start")(function*(
   yield* device.properties.set(settings)
   const started = yield* device.start({
     ...(waiting === undefined ? {} : { waiting }),
+    ...(requestTimeout === undefined ? {} : { requestTimeout }),
     ...(deviceTimeout === undefined ? {} : { deviceTimeout }),
     ...(closeTimeout === undefined ? {} : { closeTimeout })
   })

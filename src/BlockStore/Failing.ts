@@ -105,9 +105,11 @@ const classes = {
   EIO: Errno.EIO,
   ENOSPC: Errno.ENOSPC,
   ENOTCONN: Errno.ENOTCONN,
+  ETIME: Errno.ETIME,
   ETIMEDOUT: Errno.ETIMEDOUT,
   EPROTO: Errno.EPROTO,
   ENODEV: Errno.ENODEV,
+  ESTALE: Errno.ESTALE,
   ESHUTDOWN: Errno.ESHUTDOWN
 } satisfies Record<StoreError["_tag"], unknown>
 

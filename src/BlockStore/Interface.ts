@@ -18,7 +18,7 @@ import * as Errno from "../Errno.ts"
 /**
  * What an operation on a store may fail with: a range or buffer that breaks a rule (EINVAL), a store that does not do it
  * (ENOTSUP), a write to a store that is read-only (EBADF), a fault of the medium (EIO), one that is full (ENOSPC), or one that
- * is gone (ENOTCONN, ETIMEDOUT, EPROTO, ENODEV, ESHUTDOWN).
+ * slow (ETIME) or gone (ENOTCONN, ETIMEDOUT, EPROTO, ENODEV, ESTALE, ESHUTDOWN).
  *
  * @category errors
  * @since 0.1.0
@@ -30,9 +30,11 @@ export type StoreError =
   | Errno.EIO
   | Errno.ENOSPC
   | Errno.ENOTCONN
+  | Errno.ETIME
   | Errno.ETIMEDOUT
   | Errno.EPROTO
   | Errno.ENODEV
+  | Errno.ESTALE
   | Errno.ESHUTDOWN
 
 /**
@@ -48,9 +50,11 @@ export const storeErrors = [
   "EIO",
   "ENOSPC",
   "ENOTCONN",
+  "ETIME",
   "ETIMEDOUT",
   "EPROTO",
   "ENODEV",
+  "ESTALE",
   "ESHUTDOWN"
 ] as const satisfies ReadonlyArray<StoreError["_tag"]>
 

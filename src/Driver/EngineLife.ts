@@ -43,6 +43,18 @@ export const end = (engines: ReadonlyArray<QueueEngine>): Effect.Effect<void> =>
     for (const engine of engines) engine.fail(failure)
   })
 
+/** How often within `requestTimeout` requests are looked at. */
+const EXPIRY_LOOKS = 8
+
+/** Reports each request that is not answered within `limit`, an eighth of it later at most. */
+export const expire = (engines: ReadonlyArray<QueueEngine>, limit: Duration.Duration): Effect.Effect<void> =>
+  Duration.isFinite(limit)
+    ? Effect.forever(Effect.andThen(
+      Effect.sleep(Duration.divideUnsafe(limit, EXPIRY_LOOKS)),
+      Effect.sync(() => engines.forEach((engine) => engine.expire(EXPIRY_LOOKS + 1, limit)))
+    ))
+    : Effect.void
+
 /** Declares the device dead once one of its queues has had requests in flight and no completion for `limit`. */
 export const watch = (
   engines: ReadonlyArray<QueueEngine>,
@@ -55,7 +67,8 @@ export const watch = (
     for (const [i, engine] of engines.entries()) {
       const last = seen[i]
       if (last === undefined) continue
-      last.looks = engine.outstanding > 0 && engine.progress === last.progress ? last.looks + 1 : 0
+      const isSilent = engine.outstanding > 0 && !engine.isSuspended && engine.progress === last.progress
+      last.looks = isSilent ? last.looks + 1 : 0
       last.progress = engine.progress
       if (last.looks < WATCHDOG_LOOKS) continue
       const notified = engine.notifyErrno === 0 ? "" : `; the last notification failed with errno ${engine.notifyErrno}`

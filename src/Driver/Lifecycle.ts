@@ -16,10 +16,11 @@ import { inspect } from "node:util"
 import * as Errno from "../Errno.ts"
 import { type DeviceProperties } from "../Properties/Properties.ts"
 import { PropertyState } from "../Properties/PropertyState.ts"
-import type { ConnectError, Connection, Recipe } from "../Transport/Transport.ts"
+import type { Recipe } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
-import { checkConfig, chooseFeatures } from "./Configuration.ts"
-import { start, type StartDeviceError, type StartedDevice } from "./StartedDevice.ts"
+import { type LinkError, open, type Way } from "./Link.ts"
+import type { StartDeviceError } from "./Rings.ts"
+import { start, type StartedDevice } from "./StartedDevice.ts"
 
 /**
  * A device that is only planned.
@@ -57,6 +58,12 @@ export interface StartOptions {
    * faster on a server with a CPU to spare; `event` sleeps at once.
    */
   readonly waiting?: "adaptive" | "event"
+  /**
+   * A request that the device has not answered for so long fails with ETIME, an eighth later at most. The device keeps what it was
+   * given: the buffer can be used for another request only when the device has let go of it (`IoQueue.released`), and a write may
+   * still be carried out. Default: infinite.
+   */
+  readonly requestTimeout?: Duration.Input
   /** A device with requests in flight and no completion for so long is dead (ETIMEDOUT). Default 30 s; may be infinite. */
   readonly deviceTimeout?: Duration.Input
   /** How long closing waits for what is in flight. Default 5 s; may be infinite. */
@@ -69,7 +76,7 @@ export interface StartOptions {
  * @category errors
  * @since 0.1.0
  */
-export type ConnectDeviceError = ConnectError | Errno.ENODEV | Errno.EOVERFLOW
+export type ConnectDeviceError = LinkError
 
 /**
  * What starting may fail with. EROFS: the device is read-only and `read-only` is not set. EBUSY: it is started already.
@@ -101,26 +108,14 @@ export const create = (recipe: Recipe): CreatedDevice => {
   return {
     properties: plan.in("created"),
     connect: Effect.gen(function*() {
-      const connection = yield* recipe.connect
-      const features = chooseFeatures(connection.features)
-      if (typeof features !== "bigint") return yield* features
-      const config = checkConfig(yield* connection.readConfig, features)
-      if ("_tag" in config) return yield* config
-      yield* connection.negotiate(features)
-      const state = new PropertyState(recipe, "connected", plan.settings, {
-        features,
-        config,
-        // A device without MQ has one queue; some backends announce more in one place than in the other.
-        maxQueues: hasFeature(features, FeatureBit.MQ) ? Math.min(config.numQueues, connection.maxQueues) : 1,
-        maxQueueSize: connection.maxQueueSize,
-        // One region holds the rings.
-        maxRegions: connection.maxRegions - 1,
-        regionAlignment: connection.regionAlignment,
-        needsRegionFd: connection.needsRegionFd
-      })
+      // Also the links that come after the first end after the devices that are started on them.
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      const link = yield* open(recipe, scope)
+      const state = new PropertyState(recipe, "connected", plan.settings, link.facts)
+      const way: Way = { recipe, scope, link }
       return {
         properties: state.in("connected"),
-        start: (options = {}) => startOnce(connection, state, options)
+        start: (options = {}) => startOnce(way, state, options)
       }
     })
   }
@@ -128,7 +123,7 @@ export const create = (recipe: Recipe): CreatedDevice => {
 
 /** Starts the device in a Scope of its own, which is closed at once where starting fails. */
 const startOnce = (
-  connection: Connection,
+  way: Way,
   state: PropertyState,
   options: StartOptions
 ): Effect.Effect<StartedDevice, StartError, Scope.Scope> =>
@@ -138,8 +133,9 @@ const startOnce = (
     const parent = yield* Effect.scope
     const scope = yield* Scope.fork(parent)
     state.phase = "started"
-    return yield* start(connection, state, {
+    return yield* start(way, state, {
       waiting: options.waiting ?? "adaptive",
+      requestTimeout: Duration.fromInputUnsafe(options.requestTimeout ?? Duration.infinity),
       deviceTimeout: Duration.fromInputUnsafe(options.deviceTimeout ?? DEFAULT_DEVICE_TIMEOUT),
       closeTimeout: Duration.fromInputUnsafe(options.closeTimeout ?? DEFAULT_CLOSE_TIMEOUT),
       isClosing: () => parent.state._tag === "Closed"
@@ -183,12 +179,14 @@ const checkSettings = (state: PropertyState): Errno.EBUSY | Errno.EINVAL | Errno
   return undefined
 }
 
-const checkOptions = ({ closeTimeout, deviceTimeout }: StartOptions): Errno.EINVAL | undefined => {
+const checkOptions = ({ closeTimeout, deviceTimeout, requestTimeout }: StartOptions): Errno.EINVAL | undefined => {
   const refuse = (name: string, value: unknown, rule: string) =>
     new Errno.EINVAL({ operation: "start", detail: `${name} ${inspect(value)} must be ${rule}` })
-  const device = Duration.fromInput(deviceTimeout ?? DEFAULT_DEVICE_TIMEOUT)
-  if (Option.isNone(device) || !Duration.isGreaterThan(device.value, Duration.zero)) {
-    return refuse("deviceTimeout", deviceTimeout, "a positive duration")
+  for (const [name, limit] of Object.entries({ deviceTimeout, requestTimeout })) {
+    const duration = Duration.fromInput(limit ?? Duration.infinity)
+    if (Option.isNone(duration) || !Duration.isGreaterThan(duration.value, Duration.zero)) {
+      return refuse(name, limit, "a positive duration")
+    }
   }
   const close = Duration.fromInput(closeTimeout ?? DEFAULT_CLOSE_TIMEOUT)
   if (Option.isNone(close) || Duration.isLessThan(close.value, Duration.zero)) {

@@ -53,6 +53,7 @@ export interface QueueHandle {
   readonly rules: DeviceRules
   /** The regions that requests may use. */
   readonly regions: ReadonlyArray<HandedMemory>
+  readonly requestTimeoutMs: number
   readonly deviceTimeoutMs: number
   readonly closeTimeoutMs: number
   /** The line to the thread of the device. */
@@ -98,6 +99,8 @@ export const fromPlain = ({ tag, ...fields }: PlainFailure): DeviceFailure => {
       return new Errno.EPROTO(fields)
     case "ENODEV":
       return new Errno.ENODEV(fields)
+    case "ESTALE":
+      return new Errno.ESTALE(fields)
     case "ESHUTDOWN":
       return new Errno.ESHUTDOWN(fields)
   }

@@ -3,7 +3,14 @@
  *
  * Ends in one of three ways, the first of which decides: the connection is lost, or the device breaks the protocol or stays
  * silent, and everything in flight fails with that one cause; or the Scope closes, new requests are refused, what is in
- * flight is waited for as long as `closeTimeout` says, and fails with ESHUTDOWN then.
+ * flight is waited for as long as `closeTimeout` says, and fails with ESHUTDOWN then. Where the transport's recipe says how to
+ * reconnect, a lost connection is no end yet:
+ *
+ * ```
+ * connected ──► lost ──► reconnecting ──► connected: what was in flight is sent again
+ *                 ▲            │  │
+ *                 └── (again) ─┘  └──► failed: everything fails with one cause
+ * ```
  *
  * @since 0.1.0
  */
@@ -12,7 +19,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as PubSub from "effect/PubSub"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
@@ -20,18 +27,23 @@ import { AddressSpace } from "../Memory/AddressSpace.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
 import type { DeviceProperties } from "../Properties/Properties.ts"
 import type { PropertyState } from "../Properties/PropertyState.ts"
-import type { RingKind, RingOptions } from "../Queue/DriverRing.ts"
+import type { DeviceFacts } from "../Properties/PropertyTable.ts"
 import * as IoQueue from "../Queue/IoQueue.ts"
-import { PackedRing } from "../Queue/PackedRing.ts"
 import { type DeviceFailure, QueueEngine, type Waiting } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
-import { SplitRing } from "../Queue/SplitRing.ts"
-import type { Connection, ConnectionError } from "../Transport/Transport.ts"
-import { FeatureBit, hasFeature } from "../Wire/VirtioBlk.ts"
+import { UnflushedWrites } from "../Queue/UnflushedWrites.ts"
+import type { ReconnectPolicy } from "../Transport/ReconnectPolicy.ts"
+import type { Connection, ConnectionError, QueueChannel } from "../Transport/Transport.ts"
 import { checkConfig, rulesOf } from "./Configuration.ts"
-import { closed, drain, end, until, watch } from "./EngineLife.ts"
+import { closed, drain, end, expire, until, watch } from "./EngineLife.ts"
 import { HandedQueue } from "./HandedQueue.ts"
+import { type Before, type Link, reopen, stale, type Way } from "./Link.ts"
 import type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
+import { type ConnectionState, isAway, reconnect } from "./Reconnection.ts"
+import * as Rings from "./Rings.ts"
+import type { StartDeviceError } from "./Rings.ts"
+
+export type { ConnectionState } from "./Reconnection.ts"
 
 /**
  * What changed when a device's configuration did.
@@ -60,7 +72,7 @@ export type MapError = Errno.EINVAL | Errno.EEXIST | Errno.ENOMEM | Errno.ENOSPC
  * @category errors
  * @since 0.1.0
  */
-export type ConfigError = ConnectionError | Errno.ENODEV | Errno.EOVERFLOW | Errno.EIO
+export type ConfigError = DeviceFailure | Errno.EOVERFLOW | Errno.EIO
 
 /**
  * A started device.
@@ -105,6 +117,8 @@ export interface StartedDevice {
   readonly reaches: (buffer: Uint8Array) => boolean
   /** Changes of the device's configuration, as the device tells of them or {@link StartedDevice.refresh} finds them. */
   readonly configChanges: Stream.Stream<ConfigChange>
+  /** What becomes of the connection: what holds now, and each change from then on. Ends with the device. */
+  readonly connectionStates: Stream.Stream<ConnectionState>
   /**
    * Reads the device's configuration now. For backends that do not tell of changes; qemu-storage-daemon 7.2 even keeps
    * telling the old capacity.
@@ -139,79 +153,217 @@ export type HandOverError = Errno.EBUSY | Errno.EINVAL | Errno.ENOTSUP | DeviceF
 /** How a device is to be started. */
 export interface StartOptions {
   readonly waiting: Exclude<Waiting, "poll">
+  readonly requestTimeout: Duration.Duration
   readonly deviceTimeout: Duration.Duration
   readonly closeTimeout: Duration.Duration
   /** Tells whether the Scope that the device was started in is closing. */
   readonly isClosing: () => boolean
 }
 
-/** What starting a device's queues may fail with, once its settings were checked. */
-export type StartDeviceError = MemoryRegion.MemoryError | Errno.ENOSPC | ConnectionError
-
 /** Subscribers to configuration changes that fall behind by more than this miss the oldest. */
 const CHANGES_KEPT = 16
 
+/** A link with rings on it. */
+interface Linked {
+  readonly rings: Rings.Rings
+  /** Where the rings belong to. */
+  readonly scope: Scope.Scope
+  /** Stops the queues, and frees the rings. */
+  readonly close: Effect.Effect<void>
+}
+
+/** Puts rings on a link, in a Scope of their own. */
+const link = (
+  { connection }: Link,
+  properties: PropertyState,
+  parent: Scope.Scope,
+  channels?: ReadonlyArray<QueueChannel>
+): Effect.Effect<Linked, StartDeviceError> =>
+  Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+    const scope = yield* Scope.fork(parent)
+    const rings = yield* Rings.open(connection, properties, { channels, channelScope: parent }).pipe(
+      restore,
+      Scope.provide(scope),
+      Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+    )
+    return { rings, scope, close: Scope.close(scope, Exit.void) }
+  }))
+
 /** Starts a connected device's queues, as its properties say. */
 export const start = Effect.fnUntraced(function*(
-  connection: Connection,
+  way: Way,
   properties: PropertyState,
   options: StartOptions
 ): Effect.fn.Return<StartedDevice, StartDeviceError, Scope.Scope> {
-  const features = properties.device?.features ?? 0n
+  const { reconnect: policy } = way.recipe
   const eventQueues = properties.value("num-queues")
-  const pollQueues = properties.value("num-poll-queues")
-  const ringOptions: RingOptions = {
-    queueSize: properties.value("queue-size"),
-    maxSegments: properties.value("max-segments"),
-    indirect: hasFeature(features, FeatureBit.INDIRECT_DESC),
-    eventIdx: hasFeature(features, FeatureBit.EVENT_IDX)
-  }
-  const Ring: RingKind = hasFeature(features, FeatureBit.RING_PACKED) ? PackedRing : SplitRing
-  const bytesOfRing = Ring.bytes(ringOptions)
-  const memory = yield* MemoryRegion.allocate(bytesOfRing * (eventQueues + pollQueues))
-  const address = yield* Effect.acquireRelease(connection.map(memory), () => connection.unmap(memory))
-  const rings = Array.from(
-    { length: eventQueues + pollQueues },
-    (_, i) => new Ring(ringOptions, { buffer: memory.bytes.buffer, offset: i * bytesOfRing, address })
-  )
-  // Also where the start does not end well: the device lets go of the rings before their memory goes.
-  yield* Effect.addFinalizer(() => connection.stop)
-  const channels = yield* connection.start(rings)
+  const scope = yield* Effect.scope
+  let linked = yield* link(way.link, properties, scope)
+  const identity = policy === undefined ? "" : yield* Rings.identify(linked.rings)
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
   const space = new AddressSpace({
     maxRegions: properties.value("max-mem-regions"),
     alignment: properties.value("mem-region-alignment")
   })
+  const unflushed = policy === undefined || policy.keepsCache ? undefined : new UnflushedWrites()
   const engines = yield* Effect.acquireRelease(
     Effect.sync(() => {
       const made: Array<QueueEngine> = []
-      for (const [i, ring] of rings.entries()) {
-        const channel = channels[i]
+      for (const [i, ring] of linked.rings.rings.entries()) {
+        const channel = linked.rings.channels[i]
         if (channel === undefined) continue
         const index = i < eventQueues ? i : i - eventQueues
         const waiting = i < eventQueues ? options.waiting : "poll"
-        made.push(new QueueEngine({ ...channel, index, waiting, ring, rules, memory: space, onFault: (e) => fail(e) }))
+        const onFault = (failure: DeviceFailure) => fail(failure)
+        made.push(new QueueEngine({ ...channel, index, waiting, ring, rules, memory: space, unflushed, onFault }))
       }
       return made
     }),
     end
   )
   const handed = new Set<HandedQueue>()
+  const states = yield* Effect.acquireRelease(
+    PubSub.sliding<ConnectionState>({ capacity: CHANGES_KEPT, replay: 1 }),
+    PubSub.shutdown
+  )
+  const tell = (state: ConnectionState) => PubSub.publishUnsafe(states, state)
+  tell({ _tag: "connected" })
+  /** Done when the link there is was followed by another, or by none. */
+  let followed = Deferred.makeUnsafe<void>()
   let lostBy: DeviceFailure | undefined
   /** Gives the device up. */
   const fail = (failure: DeviceFailure) => {
-    lostBy ??= failure
+    if (lostBy !== undefined) return
+    lostBy = failure
     for (const queue of handed) queue.tellFailure(failure)
     for (const engine of engines) engine.fail(failure)
+    tell({ _tag: "failed", failure })
+    Deferred.doneUnsafe(followed, Exit.void)
   }
   /** Why the device takes nothing more; a single queue may have gone to another thread. */
   const gone = (): DeviceFailure | undefined => lostBy ?? (options.isClosing() ? closed() : undefined)
-  yield* Deferred.await(connection.lost).pipe(
-    Effect.map(fail),
-    Effect.forkScoped({ startImmediately: true })
-  )
-  yield* Effect.forkScoped(watch(engines, options.deviceTimeout, fail))
+
+  /** Uses the connection there is; where it is lost meanwhile and the device comes back, the one after it. */
+  const onLink = <A, E>(
+    use: (connection: Connection) => Effect.Effect<A, E | ConnectionError>
+  ): Effect.Effect<A, E | DeviceFailure> =>
+    Effect.suspend(() => {
+      const { connection } = way.link
+      const next = followed
+      return Effect.catchIf(
+        use(connection),
+        () => policy !== undefined && Deferred.isDoneUnsafe(connection.lost),
+        () =>
+          Effect.andThen(
+            Deferred.await(next),
+            Effect.suspend((): Effect.Effect<A, E | DeviceFailure> => {
+              const failure = gone()
+              return failure === undefined ? onLink(use) : Exit.fail(failure)
+            })
+          )
+      )
+    })
+
+  const changes = yield* PubSub.sliding<ConfigChange>(CHANGES_KEPT)
+  /** Takes over what the device says of itself now. */
+  const adopt = (facts: DeviceFacts): Effect.Effect<ConfigChange> =>
+    Effect.suspend(() => {
+      properties.device = facts
+      Object.assign(rules, rulesOf(properties))
+      for (const queue of handed) queue.tellRules({ ...rules })
+      const change = { capacity: rules.capacity, flushNeeded: properties.value("flush-needed") }
+      return Effect.as(PubSub.publish(changes, change), change)
+    })
+  const refresh = Effect.uninterruptible(Effect.gen(function*() {
+    const { facts } = way.link
+    const config = checkConfig(yield* onLink(({ readConfig }) => readConfig), facts.features)
+    if ("_tag" in config) {
+      if (config._tag !== "EOVERFLOW") fail(config)
+      return yield* config
+    }
+    return yield* adopt({ ...properties.device ?? facts, config })
+  }))
+  const heedChanges = (connection: Connection, until: Scope.Scope) =>
+    connection.configChanged.pipe(
+      // What a failed refresh means for the device is done in it; whoever asks for the next one gets its error.
+      Stream.runForEach(() => Effect.ignore(refresh)),
+      Effect.forkIn(until, { startImmediately: true })
+    )
+
+  const mapping = yield* Semaphore.make(1)
+  /** Makes the device what it was, on another link. */
+  const restore = Effect.gen(function*() {
+    const before: Before = {
+      ...properties.device ?? way.link.facts,
+      queues: engines.length,
+      queueSize: properties.value("queue-size")
+    }
+    const next = yield* reopen(way.recipe, way.scope, before)
+    return yield* Effect.onError(
+      Effect.gen(function*() {
+        // Also the limits may be others now, and the rings depend on them.
+        properties.device = next.facts
+        const relinked = yield* link(next, properties, scope, linked.rings.channels)
+        return yield* Effect.onError(
+          Effect.gen(function*() {
+            const now = yield* Rings.identify(relinked.rings)
+            if (now !== identity) return yield* stale(`it calls itself "${now}", and was "${identity}"`)
+            for (const [region, address] of space.regions) yield* next.connection.map(region, address)
+            return { next, relinked }
+          }),
+          () => relinked.close
+        )
+      }),
+      () => next.close
+    )
+  }).pipe((effect) => mapping.withPermit(effect))
+
+  /** Keeps what is in flight while the device is away, and has it sent again when it is back. */
+  const recover = Effect.fnUntraced(function*(policy: ReconnectPolicy, reason: ConnectionError) {
+    for (const queue of handed) queue.tellFailure(reason)
+    for (const engine of engines) engine.suspend(policy.maxWaiting)
+    const hasLostWrites = unflushed?.lose() ?? false
+    let attempts = 0
+    const attempt = Effect.suspend(() => {
+      tell({ _tag: "reconnecting", attempt: ++attempts })
+      return restore
+    })
+    const released = Effect.andThen(
+      way.link.connection.released ?? Effect.void,
+      Effect.andThen(linked.close, way.link.close)
+    )
+    const { next, relinked } = yield* reconnect(policy, reason, released, attempt)
+    way.link = next
+    linked = relinked
+    yield* adopt(next.facts)
+    for (const [i, engine] of engines.entries()) {
+      const ring = relinked.rings.rings[i]
+      if (ring !== undefined) engine.resume(ring, hasLostWrites)
+    }
+    yield* heedChanges(next.connection, relinked.scope)
+    tell({ _tag: "connected" })
+    const before = followed
+    followed = Deferred.makeUnsafe()
+    Deferred.doneUnsafe(before, Exit.void)
+  })
+  const attend = Effect.gen(function*() {
+    for (;;) {
+      const reason = yield* Deferred.await(way.link.connection.lost)
+      if (policy === undefined || !isAway(reason)) return fail(reason)
+      tell({ _tag: "lost", reason })
+      yield* recover(policy, reason)
+    }
+  }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
+  yield* Effect.forkScoped(attend, { startImmediately: true })
+  yield* heedChanges(way.link.connection, linked.scope)
+  /** A device that is silent is lost, and may come back. */
+  const silent = (failure: Errno.ETIMEDOUT) => {
+    if (policy === undefined) fail(failure)
+    else Deferred.doneUnsafe(way.link.connection.lost, Exit.succeed(failure))
+  }
+  yield* Effect.forkScoped(watch(engines, options.deviceTimeout, silent))
+  yield* Effect.forkScoped(expire(engines, options.requestTimeout))
   // Last, so that the device is still watched while it is waited for.
   yield* Effect.addFinalizer(() =>
     Effect.all(
@@ -220,43 +372,25 @@ export const start = Effect.fnUntraced(function*(
     )
   )
 
-  const changes = yield* PubSub.sliding<ConfigChange>(CHANGES_KEPT)
-  const refresh = Effect.uninterruptible(Effect.gen(function*() {
-    const { device } = properties
-    const config = checkConfig(yield* connection.readConfig, features)
-    if ("_tag" in config) {
-      if (config._tag !== "EOVERFLOW") fail(config)
-      return yield* config
-    }
-    if (device !== undefined) properties.device = { ...device, config }
-    Object.assign(rules, rulesOf(properties))
-    for (const queue of handed) queue.tellRules({ ...rules })
-    const change = { capacity: rules.capacity, flushNeeded: properties.value("flush-needed") }
-    yield* PubSub.publish(changes, change)
-    return change
-  }))
-  yield* connection.configChanged.pipe(
-    // What a failed refresh means for the device is done in it; whoever asks for the next one gets its error.
-    Stream.runForEach(() => Effect.ignore(refresh)),
-    Effect.forkScoped({ startImmediately: true })
-  )
-
-  const mapping = yield* Semaphore.make(1)
   const map = (region: MemoryRegion.MemoryRegion): Effect.Effect<void, MapError> =>
-    Effect.suspend((): Effect.Effect<void, MapError> => {
-      const wrong = gone() ?? space.check(region)
-      return wrong === undefined
-        ? Effect.map(connection.map(region), (base) => space.add(region, base))
-        : Exit.fail(wrong)
-    }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
+    onLink((connection) =>
+      Effect.suspend((): Effect.Effect<void, MapError> => {
+        const wrong = gone() ?? space.check(region)
+        return wrong === undefined
+          ? Effect.map(connection.map(region), (base) => space.add(region, base))
+          : Exit.fail(wrong)
+      }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
+    )
   const unmap = (region: MemoryRegion.MemoryRegion): Effect.Effect<void> =>
     Effect.suspend(() => {
       if (!space.has(region)) return Effect.void
       space.remove(region)
+      // What a device that is away had of it, it will not have again.
+      for (const engine of engines) engine.dropUnreachable()
       const users = Array.from(handed).filter((queue) => queue.uses(region))
       return Effect.forEach(users, (queue) => queue.end(options.closeTimeout), { concurrency: "unbounded" }).pipe(
         Effect.andThen(until(engines, (engine) => !engine.uses(region.bytes.buffer))),
-        Effect.andThen(connection.unmap(region))
+        Effect.andThen(Effect.suspend(() => way.link.connection.unmap(region)))
       )
     }).pipe((effect) => mapping.withPermit(effect), Effect.uninterruptible)
 
@@ -272,9 +406,14 @@ export const start = Effect.fnUntraced(function*(
     const at = kind === "event" ? index : eventQueues + index
     const surface = (kind === "event" ? queues : polled)[index]
     const engine = engines[at]
+    const { address, channels, layout, memory, offsets, options: ringOptions, rings } = linked.rings
     const ring = rings[at]
     const channel = channels[at]
-    if (surface === undefined || engine === undefined || ring === undefined || channel === undefined) {
+    const ringOffset = offsets[at]
+    if (
+      surface === undefined || engine === undefined || ring === undefined || channel === undefined
+      || ringOffset === undefined
+    ) {
       return new Errno.ENODEV({ ...refused, detail: `there is no ${kind} queue ${index}` })
     }
     const failure = engine.failure ?? gone()
@@ -282,7 +421,7 @@ export const start = Effect.fnUntraced(function*(
     if (channel.kickFd < 0) {
       return new Errno.ENOTSUP({ ...refused, detail: "the transport notifies the device from its own thread only" })
     }
-    if (engine.outstanding > 0 || engine.isContended) {
+    if (engine.outstanding > 0 || engine.isContended || engine.isSuspended) {
       return new Errno.EBUSY({ ...refused, detail: `${engine.outstanding} requests are in flight` })
     }
     const handedRegions: Array<HandedMemory> = []
@@ -299,16 +438,17 @@ export const start = Effect.fnUntraced(function*(
     const handle: QueueHandle = {
       index,
       waiting: engine.waiting,
-      layout: Ring === PackedRing ? "packed" : "split",
+      layout,
       ringOptions,
       rings: { fd: memory.fd, fdOffset: 0, length: memory.length, address },
-      ringOffset: at * bytesOfRing,
+      ringOffset,
       position: ring.position,
       kickFd: channel.kickFd,
       completionFd: channel.completionFd,
       signalsInTurn: channel.signalsInTurn,
       rules: { ...rules },
       regions: handedRegions,
+      requestTimeoutMs: Duration.toMillis(options.requestTimeout),
       deviceTimeoutMs: Duration.toMillis(options.deviceTimeout),
       closeTimeoutMs: Duration.toMillis(options.closeTimeout),
       port: near.port
@@ -349,6 +489,7 @@ export const start = Effect.fnUntraced(function*(
     unmap,
     reaches: (buffer) => space.translate(buffer) >= 0,
     configChanges: Stream.fromPubSub(changes),
+    connectionStates: Stream.fromPubSub(states),
     refresh
   }
 })

@@ -26,7 +26,7 @@ import { PackedRing } from "../Queue/PackedRing.ts"
 import { type DeviceFailure, QueueEngine } from "../Queue/QueueEngine.ts"
 import type { DeviceRules } from "../Queue/Request.ts"
 import { SplitRing } from "../Queue/SplitRing.ts"
-import { closed, drain, end, watch } from "./EngineLife.ts"
+import { closed, drain, end, expire, watch } from "./EngineLife.ts"
 import { fromPlain, type HandedMemory, type Order, type QueueHandle, type Report, toPlain } from "./QueueHandle.ts"
 
 export type { HandedMemory, QueueHandle } from "./QueueHandle.ts"
@@ -151,6 +151,7 @@ const drive = Effect.fnUntraced(function*(
     () => engine.fail(new Errno.ESHUTDOWN({ operation: "close", detail: "the thread of the device has ended" }))
   )
   yield* Effect.forkScoped(watch([engine], Duration.millis(handle.deviceTimeoutMs), fail))
+  yield* Effect.forkScoped(expire([engine], Duration.millis(handle.requestTimeoutMs)))
   yield* Effect.addFinalizer(() => drain([engine], closeTimeout))
   return { queue: IoQueue.fromEngine(engine, handle.index), regions, rules }
 })

@@ -9,6 +9,7 @@ import { type BlockStore, checkGeometry } from "../BlockStore/Interface.ts"
 import * as Errno from "../Errno.ts"
 import { MAX_SOCKET_PATH_BYTES } from "../Native/Libc.ts"
 import { MAX_QUEUE_SIZE } from "../Wire/SplitRing.ts"
+import { ID_BYTES } from "../Wire/VirtioBlk.ts"
 import type { Waiting } from "./DeviceQueue.ts"
 
 /**
@@ -72,8 +73,6 @@ export interface Settings {
 }
 
 const SECTOR_BYTES = 512
-/** virtio 1.2 §5.2.6: what GET_ID answers with. */
-export const SERIAL_BYTES = 20
 /** vhost-user names a queue by 8 bits (SET_VRING_KICK). */
 export const MAX_QUEUES = 256
 /** Longer chains are not followed: header, segments and status are at most 1024 descriptors. */
@@ -91,7 +90,7 @@ const decode = Schema.decodeUnknownResult(
     serial: optional(
       Schema.String.check(
         Schema.makeFilter((serial) =>
-          new TextEncoder().encode(serial).length <= SERIAL_BYTES || `must have at most ${SERIAL_BYTES} bytes`
+          new TextEncoder().encode(serial).length <= ID_BYTES || `must have at most ${ID_BYTES} bytes`
         )
       )
     ),

@@ -17,6 +17,7 @@ import {
   FeatureBit,
   featureMask,
   hasFeature,
+  ID_BYTES,
   RequestType,
   SECTOR_BYTES,
   SEGMENT_BYTES,
@@ -25,7 +26,7 @@ import {
 } from "../Wire/VirtioBlk.ts"
 import { type BlkRequest, segmentsOf } from "./BlkRequest.ts"
 import type { Execution } from "./DeviceQueue.ts"
-import { SERIAL_BYTES, type Settings } from "./Options.ts"
+import type { Settings } from "./Options.ts"
 
 /** Offset of `writeback`, the one field that a driver may set (§5.2.4). */
 const WRITEBACK_AT = 32
@@ -182,7 +183,7 @@ export class VirtualDisk {
     if (givenLength > 0 || wantedLength === 0) return Status.IOERR
     let at = 0
     for (const buffer of wanted) {
-      const part = buffer.subarray(0, SERIAL_BYTES - at)
+      const part = buffer.subarray(0, ID_BYTES - at)
       part.fill(0)
       part.set(this.#id.subarray(at, at + part.length))
       at += part.length

@@ -22,6 +22,8 @@ export interface Limits {
 export class AddressSpace {
   readonly #addresses = new Map<ArrayBufferLike, { readonly region: MemoryRegion; readonly address: number }>()
   readonly #limits: Limits
+  /** What the device may access, and nobody may use for another request. */
+  readonly #held = new Set<Uint8Array>()
   // A request's buffer is looked up twice in a row, and its neighbours lie in the same region.
   #lastView: Uint8Array | undefined
   #lastViewAddress = -1
@@ -86,14 +88,36 @@ export class AddressSpace {
     return known.address
   }
 
+  /** What the device may access, and at which addresses. */
+  get regions(): ReadonlyArray<readonly [region: MemoryRegion, address: number]> {
+    return Array.from(this.#addresses.values(), ({ address, region }) => [region, address])
+  }
+
   /** Tells whether the device may access `region`. */
   has(region: MemoryRegion): boolean {
     return this.#addresses.has(region.bytes.buffer)
   }
 
-  /** The device's address of `buffer`'s first byte, or -1 where the buffer lies in no mapped region. */
+  /** Holds a buffer back from further requests, since the device has not let go of it. */
+  hold(buffer: Uint8Array): void {
+    this.#held.add(buffer)
+    this.#lastView = undefined
+  }
+
+  /** Ends a {@link hold}. */
+  release(buffer: Uint8Array): void {
+    this.#held.delete(buffer)
+  }
+
+  #isHeld(buffer: Uint8Array): boolean {
+    for (const held of this.#held) if (overlaps(held, buffer)) return true
+    return false
+  }
+
+  /** The device's address of `buffer`'s first byte, or -1 where the buffer lies in no mapped region, or is held back. */
   translate(buffer: Uint8Array): number {
     if (buffer === this.#lastView) return this.#lastViewAddress
+    if (this.#held.size > 0 && this.#isHeld(buffer)) return -1
     const memory = buffer.buffer
     if (memory !== this.#lastBuffer) {
       const known = this.#addresses.get(memory)
@@ -106,3 +130,7 @@ export class AddressSpace {
     return this.#lastViewAddress
   }
 }
+
+/** Tells whether two buffers have a byte in common. */
+export const overlaps = (a: Uint8Array, b: Uint8Array): boolean =>
+  a.buffer === b.buffer && a.byteOffset < b.byteOffset + b.length && b.byteOffset < a.byteOffset + a.length

@@ -242,6 +242,12 @@ export const shutdown = (fd: number): void => {
   calls.shutdown(fd, SHUT_RDWR)
 }
 
+/** Tells the peer of a socket that nothing more comes; what it sends can still be received. */
+export const shutdownSending = (fd: number): void => {
+  const SHUT_WR = 1
+  calls.shutdown(fd, SHUT_WR)
+}
+
 /** Makes a descriptor non-blocking and close-on-exec. */
 export const adopt = (fd: number): void => {
   const F_SETFD = 2

@@ -40,7 +40,7 @@ export { RequestFlag }
  * @category errors
  * @since 0.1.0
  */
-export type ReadError = Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | DeviceFailure
+export type ReadError = Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | Errno.ETIME | DeviceFailure
 
 /**
  * What a write may fail with.
@@ -56,7 +56,7 @@ export type WriteError = ReadError | Errno.EBADF
  * @category errors
  * @since 0.1.0
  */
-export type RangeError = Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EIO | DeviceFailure
+export type RangeError = Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EIO | Errno.ETIME | DeviceFailure
 
 /**
  * What a flush may fail with.
@@ -64,7 +64,7 @@ export type RangeError = Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EIO 
  * @category errors
  * @since 0.1.0
  */
-export type FlushError = Errno.EINVAL | Errno.ENOTSUP | Errno.EIO | DeviceFailure
+export type FlushError = Errno.EINVAL | Errno.ENOTSUP | Errno.EIO | Errno.ETIME | DeviceFailure
 
 /**
  * A queue of a started device.
@@ -102,6 +102,12 @@ export interface IoQueue {
   readonly discard: (offset: number, length: number, flags?: number) => Effect.Effect<void, RangeError>
   /** Makes every write that completed before this stable. Succeeds at once where the device has no cache to flush. */
   readonly flush: (flags?: number) => Effect.Effect<void, FlushError>
+
+  /**
+   * Waits until the device has let go of a buffer: until no request in flight uses memory of it, also none that failed with
+   * ETIME.
+   */
+  readonly released: (buffer: Uint8Array) => Effect.Effect<void>
 
   /**
    * Sends a stream of requests through the queue and gives their completions, in arrays of what one look at the ring
@@ -157,6 +163,11 @@ export const fromEngine = (engine: QueueEngine, index: number): IoQueue => {
     writeZeroes: (offset, length, flags = 0) => request({ _tag: "writeZeroes", offset, length, flags }),
     discard: (offset, length, flags = 0) => request({ _tag: "discard", offset, length, flags }),
     flush: (flags = 0) => request({ _tag: "flush", flags }),
+    released: (buffer) =>
+      Effect.callback((resume) => {
+        const stop = engine.whenReleased(buffer, () => resume(Exit.void))
+        return Effect.sync(stop)
+      }),
     process: (requests) => process(engine, requests),
     submit: (requests) => byHand.submit(requests),
     completions: (options = {}) => byHand.completions(options),
@@ -189,6 +200,7 @@ export const absent = (kind: "event" | "poll", index: number, count: number): Io
     writeZeroes: () => failure,
     discard: () => failure,
     flush: () => failure,
+    released: () => Effect.void,
     process: () => Stream.fromEffect(failure),
     submit: () => failure,
     completions: () => failure,

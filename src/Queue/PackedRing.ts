@@ -117,7 +117,7 @@ export class PackedRing implements DriverRing {
   }
 
   put(type: number, sector: number, address: number, length: number): number {
-    const isRead = type === RequestType.IN
+    const isRead = type === RequestType.IN || type === RequestType.GET_ID
     const slot = this.#claim(type, sector, isRead ? length : 0, COMPACT_DESCRIPTORS)
     const slots = this.#slots
     if (this.#indirect) {
@@ -140,7 +140,7 @@ export class PackedRing implements DriverRing {
   ): number {
     // Also since there are no large tables where one segment is the most.
     if (count === 1) return this.put(type, sector, addresses[0] ?? 0, lengths[0] ?? 0)
-    const isRead = type === RequestType.IN
+    const isRead = type === RequestType.IN || type === RequestType.GET_ID
     const slot = this.#claim(type, sector, isRead ? sumOf(lengths, count) : 0, count + HEADER_AND_STATUS)
     const slots = this.#slots
     if (this.#indirect) {

@@ -22,10 +22,14 @@
  * that looks keeps it awake: it is notified ahead ({@link Notifier}), and asked to signal although nobody sleeps, since its
  * signal is a system call, and when that is over, the next request is there.
  *
+ * Where the device comes back after its connection was lost, the queue goes on with another ring: what was in flight is kept
+ * in the order of its submission ({@link QueueEngine.suspend}) and goes first into the new one ({@link QueueEngine.resume}).
+ *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
 import * as Errno from "../Errno.ts"
-import type { AddressSpace } from "../Memory/AddressSpace.ts"
+import { type AddressSpace, overlaps } from "../Memory/AddressSpace.ts"
 import * as Libc from "../Native/Libc.ts"
 import * as Poll from "../Native/Poll.ts"
 import { Status } from "../Wire/VirtioBlk.ts"
@@ -34,6 +38,7 @@ import { look, LookAgain } from "./LookAgain.ts"
 import { Notifier } from "./Notifier.ts"
 import * as Request from "./Request.ts"
 import { RequestWriter, segmentsOf } from "./RequestWriter.ts"
+import type { UnflushedWrites } from "./UnflushedWrites.ts"
 
 /**
  * How a queue waits for completions: asleep until the device signals, looking at the ring all the time, or looking for a
@@ -46,21 +51,27 @@ export type Waiting = "event" | "poll" | "adaptive"
 
 /**
  * Why a queue answers no request any more, and each one in flight failed: the backend is gone (ENOTCONN), silent
- * (ETIMEDOUT) or broken (EPROTO), the disk behind it was removed or there is no such queue (ENODEV), or the device was
- * closed (ESHUTDOWN).
+ * (ETIMEDOUT) or broken (EPROTO), the disk behind it was removed or there is no such queue (ENODEV), what came back after a
+ * loss is not the same device (ESTALE), or the device was closed (ESHUTDOWN).
  *
  * @category errors
  * @since 0.1.0
  */
-export type DeviceFailure = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO | Errno.ENODEV | Errno.ESHUTDOWN
+export type DeviceFailure =
+  | Errno.ENOTCONN
+  | Errno.ETIMEDOUT
+  | Errno.EPROTO
+  | Errno.ENODEV
+  | Errno.ESTALE
+  | Errno.ESHUTDOWN
 
 /**
- * Why a single request failed.
+ * Why a single request failed. ETIME: the device did not answer it in time, and still holds its memory.
  *
  * @category errors
  * @since 0.1.0
  */
-export type RequestFailure = Request.InvalidRequest | Errno.EIO | DeviceFailure
+export type RequestFailure = Request.InvalidRequest | Errno.EIO | Errno.ETIME | DeviceFailure
 
 /** Whoever submitted a request hears of its end here, once. May submit again at once; must not throw. */
 export interface Owner {
@@ -90,8 +101,16 @@ export interface EngineOptions {
   readonly completionFd: number
   /** Whether the device signals by a system call of the thread that looks for requests next. */
   readonly signalsInTurn: boolean
+  /** Where writes are counted that a crash of the device may lose; undefined where it is not to come back. */
+  readonly unflushed?: UnflushedWrites | undefined
   /** Hears that the device broke the protocol on this queue. */
   readonly onFault: (failure: Errno.EPROTO) => void
+}
+
+/** A request that was in flight when the connection was lost. */
+interface Kept {
+  readonly request: Request.Request
+  readonly owner: Owner
 }
 
 /** How long a poll queue looks at the ring before it gives the event loop a turn. */
@@ -120,19 +139,34 @@ export class QueueEngine {
   /** Counts every submission to an idle ring and every completion: stands still only while the device is silent. */
   progress = 0
 
-  readonly #ring: DriverRing
   readonly #memory: AddressSpace
-  readonly #writer: RequestWriter
-  readonly #notifier: Notifier
+  readonly #notify: () => number
+  readonly #unflushed: UnflushedWrites | undefined
+  #ring: DriverRing
+  #writer: RequestWriter
+  #notifier: Notifier
   readonly #onFault: (failure: Errno.EPROTO) => void
   readonly #requests: Array<Request.Request | undefined>
   readonly #owners: Array<Owner | undefined>
   readonly #flushAfter: Uint8Array
+  /** Counts the calls of {@link expire}. */
+  #epoch = 0
+  /** In which epoch a slot's request was submitted. */
+  readonly #epochs: Float64Array
+  /** When a slot's request was submitted, among all of this queue. */
+  readonly #order: Float64Array
+  /** What a slot's flush makes stable ({@link UnflushedWrites.mark}); -1 where it is no flush. */
+  readonly #marks: Float64Array
   readonly #reaped: Uint32Array
   // The requests that ended in the current look, kept while their slots are in use again.
   readonly #endedRequests: Array<Request.Request | undefined>
   readonly #endedOwners: Array<Owner | undefined>
   readonly #line = new Set<Waiter>()
+  /** What was in flight when the connection was lost, while there is none. */
+  #kept: ReadonlyArray<Kept> | undefined
+  #maxWaiting = Infinity
+  /** Whether the next flush must say that acknowledged writes may be lost. */
+  #hasLostWrites = false
   readonly #failureListeners = new Set<() => void>()
   readonly #conditions = new Map<() => void, () => boolean>()
   #after: Array<() => void> = []
@@ -164,6 +198,8 @@ export class QueueEngine {
     this.completionFd = options.completionFd
     this.#ring = options.ring
     this.#memory = options.memory
+    this.#notify = options.notify
+    this.#unflushed = options.unflushed
     this.#writer = new RequestWriter(options.ring, options.memory, options.rules)
     this.#notifier = new Notifier(options.ring, options.notify)
     this.#onFault = options.onFault
@@ -171,6 +207,9 @@ export class QueueEngine {
     this.#requests = new Array<undefined>(queueSize).fill(undefined)
     this.#owners = new Array<undefined>(queueSize).fill(undefined)
     this.#flushAfter = new Uint8Array(queueSize)
+    this.#epochs = new Float64Array(queueSize)
+    this.#order = new Float64Array(queueSize)
+    this.#marks = new Float64Array(queueSize)
     this.#reaped = new Uint32Array(queueSize)
     this.#endedRequests = new Array<undefined>(queueSize).fill(undefined)
     this.#endedOwners = new Array<undefined>(queueSize).fill(undefined)
@@ -179,7 +218,13 @@ export class QueueEngine {
 
   /** Requests the device has not answered. */
   get outstanding(): number {
+    if (this.#kept !== undefined) return this.#kept.length
     return this.#ring.fault === undefined ? this.#ring.outstanding : 0
+  }
+
+  /** Whether the connection is lost, and the device expected back. */
+  get isSuspended(): boolean {
+    return this.#kept !== undefined
   }
 
   /** The errno of the last notification if it failed, else 0. */
@@ -202,6 +247,11 @@ export class QueueEngine {
    * {@link Waiter} in its turn. Answers false where the ring is full. The device is notified when the batch is over.
    */
   submit(request: Request.Request, owner: Owner): boolean {
+    if (this.#kept !== undefined) return false
+    if (request._tag === "flush" && this.#hasLostWrites) {
+      this.#hasLostWrites = false
+      return this.#refuseRequest(request, owner, this.#lostWrites())
+    }
     if (!this.#ring.fits(segmentsOf(request))) {
       if (this.#ring.outstanding > 0) return false
       return this.#refuseRequest(request, owner, this.#tooLarge(request))
@@ -217,7 +267,9 @@ export class QueueEngine {
     this.#flushAfter[slot] = fua && canFlush && writeCache ? 1 : 0
     this.#requests[slot] = request
     this.#owners[slot] = owner
-    this.#submitted++
+    this.#epochs[slot] = this.#epoch
+    this.#order[slot] = this.#submitted++
+    this.#marks[slot] = request._tag === "flush" ? this.#mark : -1
     this.#searched = false
     this.wake()
     return true
@@ -231,8 +283,12 @@ export class QueueEngine {
     if (this.#ring.fault === undefined) this.#ring.publish()
   }
 
-  /** Joins the line of those who wait for room. */
+  /** Joins the line of those who wait for room; refused where the device is away and enough wait for it. */
   join(waiter: Waiter): void {
+    if (this.#kept !== undefined && this.#line.size >= this.#maxWaiting) {
+      const detail = `the device is away, and ${this.#line.size} requests wait for it already`
+      return waiter.refused(new Errno.ENOTCONN({ operation: "submit", queue: this.index, detail }))
+    }
     this.#line.add(waiter)
     if (this.#foreign) this.wake()
   }
@@ -308,17 +364,14 @@ export class QueueEngine {
 
   /** The owner of a request in flight, or whoever waits in line, for whom `test` holds. */
   find<A extends Owner | Waiter>(test: (one: Owner | Waiter) => one is A): A | undefined {
-    return [...this.#owners, ...this.#line].find((one) => one !== undefined && test(one))
+    const kept = this.#kept?.map(({ owner }) => owner) ?? []
+    return [...this.#owners, ...this.#line, ...kept].find((one) => one !== undefined && test(one))
   }
 
   /** Tells whether a request in flight uses memory of `buffer`. */
   uses(buffer: ArrayBufferLike): boolean {
-    return this.#requests.some((request) =>
-      request !== undefined
-      && ("buffer" in request
-        ? request.buffer.buffer === buffer
-        : "buffers" in request && request.buffers.some((segment) => segment.buffer === buffer))
-    )
+    return this.#requests.some((request) => request !== undefined && usesMemory(request, buffer))
+      || (this.#kept?.some(({ request }) => usesMemory(request, buffer)) ?? false)
   }
 
   /**
@@ -355,6 +408,118 @@ export class QueueEngine {
     for (const waiter of waiters) waiter.refused(failure)
   }
 
+  /** Gives up waiting for the requests that were submitted `age` or more calls ago, which is after `limit`. */
+  expire(age: number, limit: Duration.Duration): void {
+    this.#epoch++
+    if (this.#ring.fault !== undefined) return
+    for (let slot = 0; slot < this.size; slot++) {
+      const request = this.#requests[slot]
+      const owner = this.#owners[slot]
+      if (request === undefined || owner === undefined || owner === this.#nobody) continue
+      if (this.#epoch - (this.#epochs[slot] ?? 0) < age) continue
+      this.#owners[slot] = this.#nobody
+      Request.buffersOf(request).forEach((buffer) => this.#memory.hold(buffer))
+      const detail = `the device has not answered within ${Duration.format(limit)}`
+      owner.completed(request, new Errno.ETIME({ ...Request.describe(request), queue: this.index, detail }))
+    }
+  }
+
+  /** Whoever waited for a request has given up; the device has let go of its memory. */
+  readonly #nobody: Owner = {
+    completed: (request) => Request.buffersOf(request).forEach((buffer) => this.#memory.release(buffer))
+  }
+
+  /** Calls `callback` once no request in flight uses memory of `buffer`; answers how to stop waiting. */
+  whenReleased(buffer: Uint8Array, callback: () => void): () => void {
+    const holds = (request: Request.Request | undefined) =>
+      request !== undefined && Request.buffersOf(request).some((held) => overlaps(held, buffer))
+    return this.when(
+      () => !this.#requests.some(holds) && !(this.#kept?.some(({ request }) => holds(request)) ?? false),
+      callback
+    )
+  }
+
+  /**
+   * Leaves the ring of a device whose connection is lost. What is in flight is kept, what comes waits in line, of which more
+   * than `maxWaiting` are refused (ENOTCONN).
+   */
+  suspend(maxWaiting: number): void {
+    if (this.#hasFailed) return
+    // What it answered before it went counts.
+    if (this.#ring.fault === undefined) this.#reap()
+    if (this.#hasFailed) return
+    this.#ring.fault = "the connection is lost"
+    this.#maxWaiting = maxWaiting
+    const slots = Array.from(this.#requests.keys()).toSorted((a, b) => (this.#order[a] ?? 0) - (this.#order[b] ?? 0))
+    const kept: Array<Kept> = []
+    for (const slot of slots) {
+      const request = this.#requests[slot]
+      const owner = this.#owners[slot]
+      if (request !== undefined && owner !== undefined) kept.push({ request, owner })
+    }
+    this.#requests.fill(undefined)
+    this.#owners.fill(undefined)
+    this.#kept = kept
+    this.dropUnreachable()
+  }
+
+  /** Answers those of the kept requests whose memory the device is not to have any more. */
+  dropUnreachable(): void {
+    if (this.#kept === undefined) return
+    this.#kept = this.#kept.filter(({ owner, request }) => {
+      const wrong = owner === this.#nobody ? undefined : this.check(request)
+      if (wrong !== undefined) this.#refuseRequest(request, owner, wrong)
+      return wrong === undefined
+    })
+    this.#checkConditions()
+  }
+
+  /**
+   * Goes on with a device that has come back, and an empty ring. `hasLostWrites` says that it has acknowledged writes which it
+   * may have lost: the flushes that were in flight fail, or else the next one.
+   */
+  resume(ring: DriverRing, hasLostWrites: boolean): void {
+    const kept = this.#kept
+    if (kept === undefined || this.#hasFailed) return
+    this.#kept = undefined
+    this.#ring = ring
+    this.#writer = new RequestWriter(ring, this.#memory, this.rules)
+    this.#notifier = new Notifier(ring, this.#notify)
+    this.progress++
+    const isFlush = ({ owner, request }: Kept) => request._tag === "flush" && owner !== this.#nobody
+    const lying = hasLostWrites ? kept.filter(isFlush) : []
+    this.#hasLostWrites ||= hasLostWrites && lying.length === 0
+    for (const { owner, request } of lying) this.#refuseRequest(request, owner, this.#lostWrites())
+    const forgotten = kept.filter(({ owner }) => owner === this.#nobody)
+    for (const { owner, request } of forgotten) owner.completed(request, undefined)
+    const rest = kept.filter((one) => !lying.includes(one) && !forgotten.includes(one))
+    const waiting = [...this.#line]
+    this.#line.clear()
+    this.#line.add(this.#again(rest))
+    for (const waiter of waiting) this.#line.add(waiter)
+    this.#checkConditions()
+    this.wake()
+  }
+
+  /** The place in line of requests that are submitted once more. */
+  #again(requests: ReadonlyArray<Kept>): Waiter {
+    let at = 0
+    return {
+      place: () => {
+        for (; at < requests.length; at++) {
+          const next = requests[at]
+          if (next === undefined) continue
+          const wrong = this.check(next.request)
+          if (wrong !== undefined) this.#refuseRequest(next.request, next.owner, wrong)
+          else if (!this.submit(next.request, next.owner)) return false
+        }
+        return true
+      },
+      placed: () => {},
+      refused: (failure) => requests.slice(at).forEach(({ owner, request }) => owner.completed(request, failure))
+    }
+  }
+
   /** Gives the device up: everything in flight fails with `failure`, and the ring is not looked at again. */
   fail(failure: DeviceFailure): void {
     if (this.#hasFailed) return
@@ -362,6 +527,9 @@ export class QueueEngine {
     this.#ring.fault ??= failure.message
     this.failure = failure
     this.refuse(failure)
+    const kept = this.#kept ?? []
+    this.#kept = undefined
+    for (const { owner, request } of kept) owner.completed(request, failure)
     const requests = this.#requests.splice(0)
     const owners = this.#owners.splice(0)
     for (const [slot, owner] of owners.entries()) {
@@ -504,6 +672,9 @@ export class QueueEngine {
         this.#endedOwners[unstable] = owner
         continue
       }
+      if (this.#unflushed !== undefined && statusOf(completion) === Status.OK) {
+        this.#count(this.#unflushed, slot, request)
+      }
       this.#reaped[ended] = completion
       this.#endedRequests[ended] = request
       this.#endedOwners[ended++] = owner
@@ -528,10 +699,24 @@ export class QueueEngine {
   #flushForFua(ended: number): void {
     const slot = this.#ring.putFlush()
     this.#flushAfter[slot] = 0
+    this.#epochs[slot] = this.#epoch
+    this.#order[slot] = this.#submitted++
+    this.#marks[slot] = this.#mark
     this.#requests[slot] = this.#endedRequests[ended]
     this.#owners[slot] = this.#endedOwners[ended]
     this.#endedRequests[ended] = undefined
     this.#endedOwners[ended] = undefined
+  }
+
+  get #mark(): number {
+    return this.#unflushed?.mark ?? 0
+  }
+
+  /** Counts a write that the device has acknowledged, or a flush that has made such writes stable. */
+  #count(unflushed: UnflushedWrites, slot: number, request: Request.Request): void {
+    const mark = this.#marks[slot] ?? -1
+    if (mark >= 0) unflushed.flushed(mark)
+    else if (request._tag !== "read" && request._tag !== "readv") unflushed.acknowledge()
   }
 
   #serveLine(): void {
@@ -569,9 +754,21 @@ export class QueueEngine {
     return true
   }
 
+  /** The error of a flush that cannot make stable what the device may have lost. */
+  #lostWrites(): Errno.EIO {
+    const detail = "the backend went away and may have lost writes that it had acknowledged and not flushed"
+    return new Errno.EIO({ operation: "flush", queue: this.index, detail })
+  }
+
   /** The error of a request that does not even fit an empty ring. */
   #tooLarge(request: Request.Request): Errno.EINVAL {
     const detail = `the request needs more descriptors than queue-size ${this.size}`
     return new Errno.EINVAL({ ...Request.describe(request), queue: this.index, detail })
   }
 }
+
+/** Tells whether a request's data lie in `memory`. */
+const usesMemory = (request: Request.Request, memory: ArrayBufferLike): boolean =>
+  "buffer" in request
+    ? request.buffer.buffer === memory
+    : "buffers" in request && request.buffers.some((segment) => segment.buffer === memory)

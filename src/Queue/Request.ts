@@ -305,9 +305,15 @@ const isReleased = (request: Request): boolean =>
 /** Whether the region a buffer lay in is gone, which leaves it empty. */
 export const isDetached = ({ buffer }: Uint8Array): boolean => buffer instanceof ArrayBuffer && buffer.detached
 
-/** The error of a buffer the device cannot reach. */
-export const unmapped = (request: Request): Errno.EFAULT =>
-  new Errno.EFAULT({ ...describe(request), detail: "the buffer must lie in a mapped memory region" })
+const UNMAPPED =
+  "the buffer must lie in a mapped memory region, and not in what a request that ran out of time still holds"
+
+/** The buffers of a request's data. */
+export const buffersOf = (request: Request): ReadonlyArray<Uint8Array> =>
+  "buffer" in request ? [request.buffer] : "buffers" in request ? request.buffers : []
+
+/** The error of a buffer the device cannot reach, or may not be given. */
+export const unmapped = (request: Request): Errno.EFAULT => new Errno.EFAULT({ ...describe(request), detail: UNMAPPED })
 
 /** Checks how much data a request carries, in how long and how many segments. */
 const checkData = (

@@ -17,6 +17,9 @@ import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type * as Errno from "../Errno.ts"
 import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
+import type { ReconnectPolicy } from "./ReconnectPolicy.ts"
+
+export type { ReconnectOptions, ReconnectPolicy } from "./ReconnectPolicy.ts"
 
 /**
  * The drivers, by libblkio's names.
@@ -119,15 +122,23 @@ export interface Connection {
   readonly readConfig: Effect.Effect<Uint8Array, ConnectionError | Errno.EIO>
   /** Takes a subset of the offered features. */
   readonly negotiate: (features: bigint) => Effect.Effect<void, ConnectionError | Errno.EIO | Errno.ENOTSUP>
-  /** Lets the device access a region, and answers the device's address of its first byte. */
+  /**
+   * Lets the device access a region, and answers the device's address of its first byte: `address`, where an earlier
+   * connection to the same device had it there.
+   */
   readonly map: (
-    region: MemoryRegion
+    region: MemoryRegion,
+    address?: number
   ) => Effect.Effect<number, ConnectionError | Errno.EINVAL | Errno.EIO | Errno.ENOMEM | Errno.ENOSPC>
   /** Takes a region back. Does nothing where the connection is lost. */
   readonly unmap: (region: MemoryRegion) => Effect.Effect<void>
-  /** Hands the rings to the device and starts it; answers a channel for each, that lasts as long as the Scope. */
+  /**
+   * Hands the rings to the device and starts it; answers a channel for each, that lasts as long as the Scope: those of an
+   * earlier connection to the same device, where they are given.
+   */
   readonly start: (
-    queues: ReadonlyArray<QueueAddresses>
+    queues: ReadonlyArray<QueueAddresses>,
+    channels?: ReadonlyArray<QueueChannel>
   ) => Effect.Effect<
     ReadonlyArray<QueueChannel>,
     ConnectionError | Errno.EIO | Errno.EMFILE | Errno.ENFILE,
@@ -139,6 +150,11 @@ export interface Connection {
   readonly configChanged: Stream.Stream<void>
   /** Done once the connection is lost, with the reason. */
   readonly lost: Deferred.Deferred<ConnectionError>
+  /**
+   * Ends a connection, and waits until the backend has let go of all memory, however long it takes. Only where the recipe
+   * says how to reconnect: a backend that was silent may still carry out what it was asked.
+   */
+  readonly released?: Effect.Effect<void>
 }
 
 /**
@@ -156,6 +172,8 @@ export interface Recipe {
   readonly fd: number
   /** Connects to the device. */
   readonly connect: Effect.Effect<Connection, ConnectError, Scope.Scope>
+  /** What to do when the backend goes away; without it, the device is lost with its connection. */
+  readonly reconnect?: ReconnectPolicy
 }
 
 /**

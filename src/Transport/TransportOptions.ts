@@ -13,14 +13,11 @@ import * as Errno from "../Errno.ts"
 /** Node's timers take 31 bits; a longer limit is none in practice. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1
 
-const decode = Schema.decodeUnknownResult(
-  Schema.Struct({
-    path: Schema.optionalKey(Schema.String),
-    fd: Schema.optionalKey(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 2 ** 31 - 1 }))),
-    replyTimeout: Schema.optionalKey(Schema.Unknown)
-  }),
-  { errors: "all", onExcessProperty: "error" }
-)
+const fields = {
+  path: Schema.optionalKey(Schema.String),
+  fd: Schema.optionalKey(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 2 ** 31 - 1 }))),
+  replyTimeout: Schema.optionalKey(Schema.Unknown)
+}
 
 /** Options that were checked. */
 export interface PathOrFd {
@@ -30,14 +27,22 @@ export interface PathOrFd {
   readonly replyTimeoutMs: number
 }
 
-/** Checks the options of a transport that has a path or a descriptor, of which exactly one must be given. */
+/**
+ * Checks the options of a transport that has a path or a descriptor, of which exactly one must be given. Those named in
+ * `others` are the caller's to check.
+ */
 export const checkPathOrFd = (
   operation: string,
   options: { readonly path?: string; readonly fd?: number; readonly replyTimeout?: Duration.Input },
-  defaultTimeout: Duration.Duration
+  defaultTimeout: Duration.Duration,
+  others: ReadonlyArray<string> = []
 ): PathOrFd | Errno.EINVAL => {
   const refuse = (detail: string) => new Errno.EINVAL({ operation, detail })
-  const decoded = decode(options)
+  const unchecked = Object.fromEntries(others.map((name) => [name, Schema.optionalKey(Schema.Unknown)]))
+  const decoded = Schema.decodeUnknownResult(Schema.Struct({ ...unchecked, ...fields }), {
+    errors: "all",
+    onExcessProperty: "error"
+  })(options)
   if (Result.isFailure(decoded)) return refuse(decoded.failure.message)
   const { fd, path } = decoded.success
   if ((path === undefined || path === "") === (fd === undefined)) return refuse("one of path and fd must be set")

@@ -15,6 +15,7 @@ import type * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import * as Libc from "../Native/Libc.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
+import * as ReconnectPolicy from "./ReconnectPolicy.ts"
 import { type ConnectError, type Recipe, Transport } from "./Transport.ts"
 import { checkPathOrFd } from "./TransportOptions.ts"
 import * as VhostUserConnection from "./VhostUserConnection.ts"
@@ -32,7 +33,14 @@ export interface Options {
   readonly fd?: number
   /** How long to wait for the handshake, and for each reply. Default 5 s. */
   readonly replyTimeout?: Duration.Input
+  /**
+   * What to do when the backend goes away; a Schedule alone says when to try again. Requests in flight are sent again once it
+   * is back, and new ones wait. Needs a `path`. Default: the device is lost with its connection.
+   */
+  readonly reconnect?: ReconnectPolicy.ReconnectOptions | ReconnectPolicy.ReconnectOptions["schedule"]
 }
+
+export type { ReconnectOptions } from "./ReconnectPolicy.ts"
 
 /**
  * The handshake and reply time limit where none is given.
@@ -58,14 +66,21 @@ export const DEFAULT_REPLY_TIMEOUT: Duration.Duration = Duration.seconds(5)
  * @since 0.1.0
  */
 export const make = (options: Options): Effect.Effect<Recipe, Errno.EINVAL> => {
-  const checked = checkPathOrFd("vhost-user", options, DEFAULT_REPLY_TIMEOUT)
+  const checked = checkPathOrFd("vhost-user", options, DEFAULT_REPLY_TIMEOUT, ["reconnect"])
   if ("_tag" in checked) return checked
+  const { reconnect } = options
+  const policy = reconnect === undefined ? undefined : ReconnectPolicy.check("vhost-user", reconnect)
+  if (policy !== undefined && "_tag" in policy) return policy
+  if (policy !== undefined && checked.path === undefined) {
+    return new Errno.EINVAL({ operation: "vhost-user", detail: "reconnect needs a path: a descriptor connects once" })
+  }
   const { fd, path, replyTimeoutMs } = checked
   const taken = { once: false }
   return Effect.succeed<Recipe>({
     driver: "virtio-blk-vhost-user",
     path: path ?? "",
     fd: fd ?? -1,
+    ...(policy === undefined ? {} : { reconnect: policy }),
     connect: Effect.flatMap(
       fd === undefined ? dial(path ?? "", replyTimeoutMs) : adopt(fd, taken),
       (socket) => VhostUserConnection.make(socket, replyTimeoutMs)
@@ -82,15 +97,19 @@ export const make = (options: Options): Effect.Effect<Recipe, Errno.EINVAL> => {
 export const layer = (options: Options): Layer.Layer<Transport, Errno.EINVAL> => Layer.effect(Transport, make(options))
 
 /**
- * Provides a vhost-user transport from configuration.
+ * Provides a vhost-user transport from configuration, in which there is no way to say how to reconnect.
  *
  * @category layers
  * @since 0.1.0
  */
 export const layerConfig = (
-  options: Config.Wrap<Options>
+  options: Config.Wrap<Omit<Options, "reconnect">>,
+  reconnect?: Options["reconnect"]
 ): Layer.Layer<Transport, Config.ConfigError | Errno.EINVAL> =>
-  Layer.effect(Transport, Effect.flatMap(Config.unwrap(options), make))
+  Layer.effect(
+    Transport,
+    Effect.flatMap(Config.unwrap(options), (read) => make(reconnect === undefined ? read : { ...read, reconnect }))
+  )
 
 const RETRY_CONNECT_MS = 10
 

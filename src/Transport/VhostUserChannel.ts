@@ -12,6 +12,8 @@ import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Errno from "../Errno.ts"
+import * as Libc from "../Native/Libc.ts"
+import * as Poll from "../Native/Poll.ts"
 import { SyscallError } from "../Native/SyscallError.ts"
 import * as Message from "../Wire/VhostUserMessage.ts"
 import { WireError } from "../Wire/WireError.ts"
@@ -41,6 +43,8 @@ export interface VhostUserChannel {
   readonly lost: Deferred.Deferred<ConnectionError>
   /** Ends the conversation for a reason. */
   readonly end: (reason: ConnectionError) => void
+  /** Ends the conversation, and waits until the backend has closed its end, as it does when it lets go of the memory. */
+  readonly released: Effect.Effect<void>
 }
 
 /** Opens the conversation over a connected socket. When the Scope closes it ends, if it has not before. */
@@ -166,9 +170,24 @@ export const make = Effect.fnUntraced(function*(
       )
     )
 
+  const released = Effect.callback<void>((resume) => {
+    end(new Errno.ENOTCONN({ operation: "vhost-user", detail: "the connection was given up" }))
+    Libc.shutdownSending(fd)
+    const watch = Poll.watch(fd, { readable: true }, () => {
+      if (!isClosed(fd)) return
+      watch.change({})
+      setImmediate(() => {
+        watch.close()
+        resume(Exit.void)
+      })
+    })
+    return Effect.sync(() => watch.close())
+  })
+
   return {
     lost,
     end,
+    released,
     acknowledge: Effect.sync(() => {
       acknowledges = true
     }),
@@ -199,3 +218,19 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 })
+
+const DISCARDED_BYTES = 4096
+
+/** Takes some of what the peer has sent, and tells whether it has closed its end. */
+const isClosed = (fd: number): boolean => {
+  try {
+    const received = Libc.receive(fd, DISCARDED_BYTES)
+    if (received._tag === "Empty") return false
+    received.fds.forEach(Libc.close)
+    return received.bytes.length === 0
+  } catch (error) {
+    // A connection that was reset has no other end any more.
+    if (error instanceof SyscallError) return true
+    throw error
+  }
+}

@@ -145,14 +145,15 @@ export const make = Effect.fnUntraced(function*(
       Array.from(regions.keys(), ({ fd }) => fd)
     )
   )
-  const map = Effect.fnUntraced(function*(region: MemoryRegion) {
+  const map = Effect.fnUntraced(function*(region: MemoryRegion, wanted?: number) {
     if (regions.size >= maxRegions) {
       const detail = `the backend takes at most ${maxRegions} regions, the rings' included`
       return yield* new Errno.EIO({ operation: "map region", length: region.length, detail })
     }
-    const address = nextAddress
+    const address = wanted ?? nextAddress
     // One unit stays unused behind each region, so that what runs over its end meets nothing.
-    nextAddress += (Math.ceil(region.length / ADDRESS_UNIT) + 1) * ADDRESS_UNIT
+    const end = address + (Math.ceil(region.length / ADDRESS_UNIT) + 1) * ADDRESS_UNIT
+    nextAddress = Math.max(nextAddress, end)
     const described = {
       guestAddress: address,
       size: region.length,
@@ -182,7 +183,10 @@ export const make = Effect.fnUntraced(function*(
     }).pipe(Effect.ignore)
 
   let startedQueues = 0
-  const start = Effect.fnUntraced(function*(queues: ReadonlyArray<QueueAddresses>) {
+  const start = Effect.fnUntraced(function*(
+    queues: ReadonlyArray<QueueAddresses>,
+    before: ReadonlyArray<QueueChannel> = []
+  ) {
     const errorFd = yield* EventFd.open("vhost-user")
     yield* Effect.acquireRelease(
       Effect.sync(() =>
@@ -196,8 +200,9 @@ export const make = Effect.fnUntraced(function*(
     )
     const channels: Array<QueueChannel> = []
     for (const [index, { avail, descriptors, queueSize, used }] of queues.entries()) {
-      const kickFd = yield* EventFd.open("vhost-user")
-      const completionFd = yield* EventFd.open("vhost-user")
+      const known = before[index]
+      const kickFd = known?.kickFd ?? (yield* EventFd.open("vhost-user"))
+      const completionFd = known?.completionFd ?? (yield* EventFd.open("vhost-user"))
       const eventOf = Message.encodeVringFd(index, true)
       // The call descriptor comes first, since some backends create the queue on it (DPDK); the kick starts the ring.
       yield* tell(FrontendRequest.SET_VRING_CALL, eventOf, [completionFd])
@@ -209,7 +214,9 @@ export const make = Effect.fnUntraced(function*(
       // From here on `stop` has something to stop, also where the start does not end well.
       startedQueues = index + 1
       yield* tell(FrontendRequest.SET_VRING_KICK, eventOf, [kickFd])
-      channels.push({ notify: () => Libc.signalEventFd(kickFd), kickFd, completionFd, signalsInTurn: true })
+      channels.push(
+        known ?? { notify: () => Libc.signalEventFd(kickFd), kickFd, completionFd, signalsInTurn: true }
+      )
     }
     for (const index of queues.keys()) {
       yield* tell(FrontendRequest.SET_VRING_ENABLE, Message.encodeVringState(index, 1))
@@ -242,7 +249,8 @@ export const make = Effect.fnUntraced(function*(
     start,
     stop,
     configChanged: Stream.fromQueue(configChanged),
-    lost: channel.lost
+    lost: channel.lost,
+    released: channel.released
   }
 })
 

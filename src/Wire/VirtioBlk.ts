@@ -171,6 +171,14 @@ export const SEGMENT_BYTES = 16
 export const STATUS_BYTES = 1
 
 /**
+ * Is the size of what GET_ID answers with, in bytes (virtio 1.2 §5.2.6).
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const ID_BYTES = 20
+
+/**
  * Is the segment flag that lets a write-zeroes request unmap its sectors (virtio 1.2 §5.2.6, bit 0 of `flags`).
  *
  * @since 0.1.0

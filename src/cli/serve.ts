@@ -18,7 +18,8 @@ import { Command, Flag } from "effect/cli"
 import type { BlockStore, StoreError } from "../BlockStore/Interface.ts"
 import * as Errno from "../Errno.ts"
 import type { Event, Statistics } from "../Export/Export.ts"
-import { MAX_QUEUES, SERIAL_BYTES } from "../Export/Options.ts"
+import { MAX_QUEUES } from "../Export/Options.ts"
+import { ID_BYTES } from "../Wire/VirtioBlk.ts"
 import { UsageError } from "./Device.ts"
 import { CLEAR_LINE, DEFAULT_COLUMNS } from "./ProgressBar.ts"
 import { type Figures, figuresOf, JSON_FIELDS, lineOf, type Reason, reasonOf, type ServeEvent } from "./ServeEvent.ts"
@@ -70,9 +71,9 @@ export const serve = Command.make(
     ),
     serial: Flag.String("serial").pipe(
       Flag.withDefault("effect-blkio"),
-      Flag.filter((text) => Buffer.byteLength(text) <= SERIAL_BYTES, () => `at most ${SERIAL_BYTES} bytes`),
+      Flag.filter((text) => Buffer.byteLength(text) <= ID_BYTES, () => `at most ${ID_BYTES} bytes`),
       Flag.withMetavar("TEXT"),
-      Flag.withDescription(`What the disk calls itself, at most ${SERIAL_BYTES} bytes`)
+      Flag.withDescription(`What the disk calls itself, at most ${ID_BYTES} bytes`)
     ),
     blockSize: Flag.Int("block-size").pipe(
       Flag.filter(isBlockSize, () => `a power of two from ${MIN_BLOCK_BYTES} to ${MAX_BLOCK_BYTES}`),

@@ -150,18 +150,24 @@ export const lifecycle = () => {
 }
 
 export const requests = () => {
-  type Dead = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO | Errno.ENODEV | Errno.ESHUTDOWN
+  type Dead = Errno.ENOTCONN | Errno.ETIMEDOUT | Errno.EPROTO | Errno.ENODEV | Errno.ESTALE | Errno.ESHUTDOWN
   same<IoQueue.DeviceFailure, Dead>()
-  same<FailureOf<IoQueue.IoQueue["read"]>, Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | Dead>()
+  same<
+    FailureOf<IoQueue.IoQueue["read"]>,
+    Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | Errno.ETIME | Dead
+  >()
   same<FailureOf<IoQueue.IoQueue["readv"]>, FailureOf<IoQueue.IoQueue["read"]>>()
   same<
     FailureOf<IoQueue.IoQueue["write"]>,
-    Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | Errno.EBADF | Dead
+    Errno.EINVAL | Errno.EFAULT | Errno.ENOTSUP | Errno.EIO | Errno.ETIME | Errno.EBADF | Dead
   >()
   same<FailureOf<IoQueue.IoQueue["writev"]>, FailureOf<IoQueue.IoQueue["write"]>>()
-  same<FailureOf<IoQueue.IoQueue["discard"]>, Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EIO | Dead>()
+  same<
+    FailureOf<IoQueue.IoQueue["discard"]>,
+    Errno.EINVAL | Errno.ENOTSUP | Errno.EBADF | Errno.EIO | Errno.ETIME | Dead
+  >()
   same<FailureOf<IoQueue.IoQueue["writeZeroes"]>, FailureOf<IoQueue.IoQueue["discard"]>>()
-  same<FailureOf<IoQueue.IoQueue["flush"]>, Errno.EINVAL | Errno.ENOTSUP | Errno.EIO | Dead>()
+  same<FailureOf<IoQueue.IoQueue["flush"]>, Errno.EINVAL | Errno.ENOTSUP | Errno.EIO | Errno.ETIME | Dead>()
   same<FailureOf<IoQueue.IoQueue["submit"]>, Dead>()
   same<FailureOf<IoQueue.IoQueue["completions"]>, Errno.EINVAL | Errno.ETIME | Dead>()
   same<FailureOf<typeof started.unmap>, never>()
