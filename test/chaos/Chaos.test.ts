@@ -7,15 +7,14 @@ import { describe, expect, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { qsdIsHere } from "../integration/requirement.ts"
 import { withSeed } from "../support/daemon.ts"
-import type { Options } from "./Run.ts"
-import { limitOf, run } from "./Run.ts"
+import { limitOf, type Options, run } from "./Run.ts"
 
 const KILLS = 3
-const short = { kills: KILLS, seconds: 3, reconnect: false } as const
 
-const survives = (options: Omit<Options, "seed">) =>
+const survives = (backend: Options["backend"], reconnect: boolean) => {
+  const options = { backend, reconnect, kills: KILLS, seconds: 3, seed: 0 }
   it.live(
-    `checked I/O goes on over ${options.kills} kills`,
+    reconnect ? "comes back, and no request fails" : "fails with its backend, and is opened anew",
     () =>
       withSeed(Effect.fnUntraced(function*(below) {
         const { done, findings } = yield* run({ ...options, seed: below(2 ** 32) })
@@ -24,13 +23,16 @@ const survives = (options: Omit<Options, "seed">) =>
         expect(findings.connections).toBeGreaterThan(1)
         expect(findings.blocks).toBeGreaterThan(1000)
       })).pipe(Effect.provide(NodeServices.layer)),
-    limitOf({ ...options, seed: 0 })
+    limitOf(options)
   )
+}
 
-describe("our export, killed", () => {
-  survives({ ...short, backend: "export" })
+describe("a disk of our export, which is killed", () => {
+  survives("export", false)
+  survives("export", true)
 })
 
-describe.skipIf(!qsdIsHere)("qemu-storage-daemon, killed", () => {
-  survives({ ...short, backend: "qsd" })
+describe.skipIf(!qsdIsHere)("a disk of qemu-storage-daemon, which is killed", () => {
+  survives("qsd", false)
+  survives("qsd", true)
 })

@@ -23,7 +23,7 @@ export class Findings {
   flushes = 0
   /** Blocks read and found right. */
   blocks = 0
-  /** Connections made. */
+  /** Connections made, reconnections among them. */
   connections = 0
 
   report(fault: Fault, text: string): void {

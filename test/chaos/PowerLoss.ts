@@ -13,15 +13,12 @@ import { Findings } from "./Findings.ts"
 import { History } from "./History.ts"
 import { leavingNothing } from "./Leftovers.ts"
 import { type Entry, parse } from "./LogWrites.ts"
-import { Oracle } from "./Oracle.ts"
 import { type Outcome, replay } from "./Replay.ts"
-import { Traffic } from "./Traffic.ts"
 import * as Workers from "./Workers.ts"
+import { exercise } from "./exercise.ts"
 
 /** Few, so that each is written often, and each of very many disks is checked soon. */
 const BLOCKS = 256
-/** A run that does not get so far ends. */
-const TIME_LIMIT_MS = 120_000
 
 export interface Recording {
   readonly entries: ReadonlyArray<Entry>
@@ -54,19 +51,15 @@ const recorded = Effect.fnUntraced(function*(seed: number, writes: number, findi
       log: { driver: "file", filename: log }
     }, { numQueues: Workers.QUEUES })
     const device = yield* VirtioBlk.make(yield* VhostUser.make({ path: socketPath }), Workers.options)
-    const traffic = new Traffic({
-      oracle: new Oracle(seed, BLOCKS),
-      findings,
-      below: random(seed),
-      upMs: () => performance.now(),
+    // The log counts its entries at each flush, and there is one in the end.
+    yield* exercise(device, findings, {
+      seed,
+      blocks: BLOCKS,
+      load: Workers.light,
+      writes,
       isExpected: () => false,
       journal: history
     })
-    const until = performance.now() + TIME_LIMIT_MS
-    const isOver = () => findings.writes >= writes || !findings.isClean || performance.now() > until
-    yield* Workers.keepBusy(device, traffic, findings, Workers.light, isOver)
-    // The log counts its entries at each flush.
-    yield* Workers.readAll(device, traffic, BLOCKS)
   }))
   return { entries: parse(readFileSync(log)), history, findings, image: readFileSync(image) }
 }, Effect.orDie)

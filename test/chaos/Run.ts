@@ -2,9 +2,10 @@
  * One run: random I/O that is checked, on a disk whose backend is killed, stopped, started again and made larger meanwhile.
  *
  * Without reconnecting the device fails with its backend; the run then opens the disk anew and goes on, with the same oracle.
+ * With it no request fails, except for flushes that would have to make stable what the backend may have lost.
  */
 import type * as NodeServices from "@effect/platform-node/NodeServices"
-import { Effect, Fiber, FileSystem, type Scope } from "effect"
+import { Effect, Fiber, FileSystem, Schedule, type Scope, Stream } from "effect"
 import { closeSync, openSync, readSync } from "node:fs"
 import { type Errno, type IoQueue, VhostUser, VirtioBlk } from "../../src/index.ts"
 import { DiskImage } from "../../src/testing/index.ts"
@@ -87,7 +88,10 @@ const disturbed = Effect.fnUntraced(function*(
   const supervised = yield* Supervisor.make(backends[options.backend], disk, folder, oracle)
   const { upMs } = supervised
   const traffic = new Traffic({ oracle, findings, below: random(options.seed), upMs, isExpected: isExpected(options) })
-  const transport = yield* Effect.orDie(VhostUser.make({ path: supervised.socketPath }))
+  const transport = yield* Effect.orDie(VhostUser.make({
+    path: supervised.socketPath,
+    ...options.reconnect ? { reconnect: Schedule.spaced(REOPEN_EVERY_MS) } : {}
+  }))
   const open = VirtioBlk.make(transport, { ...Workers.options, deviceTimeout: DEVICE_TIMEOUT_MS })
 
   let openedAtUpMs = 0
@@ -97,7 +101,13 @@ const disturbed = Effect.fnUntraced(function*(
   ) =>
     Effect.scoped(Effect.gen(function*() {
       const device = yield* open
-      findings.connections++
+      yield* Effect.forkScoped(
+        Stream.runForEach(device.connectionStates, ({ _tag }) =>
+          Effect.sync(() => {
+            if (_tag === "connected") findings.connections++
+          })),
+        { startImmediately: true }
+      )
       const isDone = yield* use(device)
       openedAtUpMs = upMs()
       return isDone

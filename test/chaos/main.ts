@@ -53,6 +53,10 @@ const kills = Command.make(
       Flag.withDefault("qsd"),
       Flag.withDescription("qemu-storage-daemon, or our export in a process of its own")
     ),
+    reconnect: Flag.Boolean("reconnect").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Have the device come back by itself; else it fails, and is opened anew")
+    ),
     kills: Flag.Int("kills").pipe(
       Flag.withDefault(20),
       Flag.filter((n) => n >= 0, () => "0 or more"),
@@ -69,11 +73,12 @@ const kills = Command.make(
     ),
     seed
   },
-  Effect.fnUntraced(function*({ backend, kills, runs, seconds, seed }) {
+  Effect.fnUntraced(function*({ backend, kills, reconnect, runs, seconds, seed }) {
     const first = seedOr(seed)
     for (let i = 0; i < runs; i++) {
-      const options = { backend, kills, seconds, reconnect: false, seed: first + i }
-      yield* Console.log(`seed ${options.seed}: ${backend}, ${kills} kills in ${seconds} s`)
+      const options = { backend, kills, reconnect, seconds, seed: first + i }
+      const how = `--backend ${backend} --kills ${kills} --seconds ${seconds}${reconnect ? " --reconnect" : ""}`
+      yield* Console.log(`--seed ${options.seed} ${how}`)
       const { blocks, done, findings, seconds: took } = yield* Effect.scoped(
         Effect.andThen(endAfter(limitOf(options)), run(options))
       )
@@ -87,7 +92,7 @@ const kills = Command.make(
           `  faults    ${findings.faults.length}`
         ].join("\n")
       )
-      yield* conclude(findings, `--seed ${options.seed} --backend ${backend} --kills ${kills} --seconds ${seconds}`)
+      yield* conclude(findings, `--seed ${options.seed} ${how}`)
       if (!findings.isClean) return
     }
   })
