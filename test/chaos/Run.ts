@@ -45,8 +45,8 @@ const REOPEN_EVERY_MS = 10
 /** Silence that makes a device count as dead, and a stop that is longer. */
 const DEVICE_TIMEOUT_MS = 1500
 const LONG_STOP_MS = 2500
-/** What starting a process may add to a run, and what the rest of it may. */
-const START_MS = 3000
+/** What starting a process may add to a run where the machine has much else to do, and what the rest of it may. */
+const START_MS = 20_000
 const REST_MS = 60_000
 
 /** How a request may fail: the backend is gone, or is silent. */
@@ -59,7 +59,7 @@ const isExpected = ({ reconnect }: Options) => (operation: string, { _tag }: IoQ
   reconnect ? operation === "flush" && _tag === "EIO" : lossTags.has(_tag)
 
 /** How long a run may take at most, in milliseconds. */
-export const limitOf = ({ kills, seconds }: Options): number => 2000 * seconds + START_MS * 2 * kills + REST_MS
+export const limitOf = ({ kills, seconds }: Options): number => 2000 * seconds + 2 * START_MS * kills + REST_MS
 
 /** Runs the plan of a seed against a backend, and tells what was found. */
 export const run = Effect.fnUntraced(function*(

@@ -4,15 +4,19 @@
  * after each growth.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
-import { Console, Effect, Queue } from "effect"
-import { BlockStore, Export } from "../../src/index.ts"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
+// By themselves, since it is started very often.
+import { file } from "../../src/BlockStore/FileStore.ts"
+import * as Export from "../../src/Export/Export.ts"
 
 const [image = "", path = "", queues = "1", growth = "0"] = process.argv.slice(2)
 
 Effect.scoped(Effect.gen(function*() {
   const asked = yield* Queue.unbounded<void>()
   process.on("SIGUSR2", () => Queue.offerUnsafe(asked, undefined))
-  const store = yield* BlockStore.file({ path: image })
+  const store = yield* file({ path: image })
   yield* Export.serve(store, { path, numQueues: Number(queues) })
   const say = Effect.suspend(() => Console.error(`serving ${store.capacity}`))
   yield* say
