@@ -3,7 +3,7 @@ import { Effect } from "effect"
 import type { DriverRing } from "../src/Queue/DriverRing.ts"
 import { PackedRing } from "../src/Queue/PackedRing.ts"
 import { SplitRing } from "../src/Queue/SplitRing.ts"
-import { make } from "../test/support/FakeDevice.ts"
+import { make } from "../test/support/FakeQueue.ts"
 import { type EchoDevice, packedEcho, splitEcho } from "./EchoDevice.ts"
 
 const QUEUE_SIZE = 256

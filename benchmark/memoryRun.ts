@@ -40,6 +40,7 @@ const engine = (engine: QueueEngine, requests: ReadonlyArray<Read>): Way => (cou
   Effect.callback((resume) => {
     let [left, running] = [count, requests.length]
     const owner: Owner = {
+      isAbandoned: false,
       completed: (request) => {
         if (left-- > 0) engine.submit(request, owner)
         else if (--running === 0) resume(Exit.void)

@@ -13,7 +13,7 @@ import type { IoQueue, Read } from "../src/Queue/IoQueue.ts"
 import * as Request from "../src/Queue/Request.ts"
 import * as VhostUserMessage from "../src/Wire/VhostUserMessage.ts"
 import * as VirtioBlk from "../src/Wire/VirtioBlk.ts"
-import type { FakeQueue } from "../test/support/FakeDevice.ts"
+import type { FakeQueue } from "../test/support/FakeQueue.ts"
 import { LAYOUTS, makeQueue, makeRing } from "./echoQueue.ts"
 import { digits } from "./tables.ts"
 

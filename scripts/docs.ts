@@ -103,8 +103,10 @@ const advice: Record<Errno.Tag, Advice> = {
   EINTR: { when: "A signal arrived before anything happened.", whatToDo: "Try again." },
   EIO: {
     when: "The device reported that the request failed, or the system gave an errno that the operation does not name "
-      + "(it is in `cause` then).",
-    whatToDo: "Look at the backend's log and at `cause`. The device goes on; other requests are not affected."
+      + "(it is in `cause` then). Or a flush comes after the backend went away, and cannot make stable what may be lost.",
+    whatToDo:
+      "Look at the backend's log and at `cause`. The device goes on; other requests are not affected. After a loss, "
+      + "write again what was written since the last flush that succeeded."
   },
   ENXIO: { when: "There is no such device or address.", whatToDo: "Check the path." },
   E2BIG: { when: "More than the kernel takes at once.", whatToDo: "Ask for less." },
@@ -123,8 +125,9 @@ const advice: Record<Errno.Tag, Advice> = {
   },
   EFAULT: {
     when:
-      "A buffer of a queue call does not lie in a memory region that is mapped for the device, or the region is gone.",
-    whatToDo: "Take buffers from `disk.allocate(length)`, or `map` the region first."
+      "A buffer of a queue call does not lie in a memory region that is mapped for the device, the region is gone, or a "
+      + "request that ran out of time (ETIME) still holds it.",
+    whatToDo: "Take buffers from `disk.allocate(length)`, or `map` the region first; wait for `queue.released(buffer)`."
   },
   EBUSY: {
     when:
@@ -173,8 +176,10 @@ const advice: Record<Errno.Tag, Advice> = {
   },
   ELOOP: { when: "Too many symbolic links in a path.", whatToDo: "Check the links." },
   ETIME: {
-    when: "Fewer completions than asked for came in time.",
-    whatToDo: "Ask again: none is lost."
+    when:
+      "Fewer completions than asked for came in time, or the device has not answered a request within `requestTimeout`.",
+    whatToDo: "Ask again: no completion is lost. A request that is late may still be carried out, and holds its buffer "
+      + "until `queue.released`."
   },
   EPROTO: {
     when: "The device or the backend broke the protocol. It is not believed any more: everything in flight fails.",
@@ -195,8 +200,10 @@ const advice: Record<Errno.Tag, Advice> = {
   ENOTCONN: {
     when:
       "The backend is gone: it ended, crashed or gave a queue up; or the device needs a reset. Everything in flight "
-      + "fails.",
-    whatToDo: "Connect again once it is back. Of writes that were in flight some may have been done."
+      + "fails. Where it is to reconnect: it did not come back, or too many wait for it.",
+    whatToDo:
+      "Connect again once it is back, or have it done (`reconnect`). Of writes that were in flight some may have "
+      + "been done."
   },
   ESHUTDOWN: {
     when: "The device is closed or is closing: its Scope has ended.",
@@ -213,7 +220,9 @@ const advice: Record<Errno.Tag, Advice> = {
     whatToDo: "Start the backend, then try again."
   },
   ESTALE: {
-    when: "The device is not the one it was: another size or other features after a reconnection.",
+    when:
+      "The device that came back is not the one it was: it is smaller, calls itself otherwise, or has another block size, "
+      + "fewer features or fewer queues; the message says which.",
     whatToDo: "Close it and open it anew."
   }
 }

@@ -13,7 +13,7 @@ import { copy } from "../src/BlockStore/Copy.ts"
 import { RequestType, Status } from "../src/Wire/VirtioBlk.ts"
 import { type BlockDevice, VirtioBlk } from "../src/index.ts"
 import { expectBytes, pattern } from "./BlockStore/WatchedStore.ts"
-import { FakeConnection } from "./Driver/FakeConnection.ts"
+import { fakeConnection } from "./Driver/fakeConnection.ts"
 import { slow } from "./support/Backend.ts"
 import { forEachBackend, makeImage, serveRaw } from "./support/backends.ts"
 import { KiB, MiB, onBackend, open, withSeed } from "./support/daemon.ts"
@@ -407,10 +407,10 @@ forEachBackend("a backend that dies", (backend) => {
 
 /** A device in memory behind a device's first queue, which answers by itself from then on unless it is told not to. */
 const onFake = Effect.fnUntraced(function*(
-  options: ConstructorParameters<typeof FakeConnection>[0] = {},
+  options: Parameters<typeof fakeConnection>[0] = {},
   start: VirtioBlk.Options = {}
 ) {
-  const connection = new FakeConnection({
+  const connection = fakeConnection({
     ...options,
     config: { capacitySectors: 2048n, blkSize: 512, ...options.config }
   })
@@ -419,7 +419,7 @@ const onFake = Effect.fnUntraced(function*(
   const first = yield* Effect.forkChild(disk.readBytes(0, 1), now)
   while (connection.mapped.size < 2) yield* Effect.yieldNow
   yield* Effect.yieldNow
-  const device = connection.device()
+  const device = connection.devices[0]!
   device.work()
   yield* Fiber.join(first)
   const state = { isWorking: true }
@@ -561,7 +561,7 @@ describe("a device in memory", () => {
 
   live("spreads calls over its queues, in turn", () =>
     Effect.gen(function*() {
-      const connection = new FakeConnection({ config: { capacitySectors: 2048n, blkSize: 512 } })
+      const connection = fakeConnection({ config: { capacitySectors: 2048n, blkSize: 512 } })
       const disk = yield* VirtioBlk.make(connection.recipe, { numQueues: 3, numPollQueues: 1, closeTimeout: 0 })
       const fibers = yield* Effect.forEach(Array.from({ length: 8 }), () => Effect.forkChild(disk.flush, now))
       yield* Effect.sleep(10)

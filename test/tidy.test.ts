@@ -15,7 +15,7 @@ const repository = fileURLToPath(new URL("..", import.meta.url))
 
 /** The rooms of src, lowest first: a module may import its own room and every room of an earlier rank. */
 const ranks: ReadonlyArray<ReadonlyArray<string>> = [
-  ["Wire", "Errno"],
+  ["Wire", "Errno", "SeededRandom"],
   ["Native"],
   ["Memory"],
   ["Queue", "Transport", "Properties"],

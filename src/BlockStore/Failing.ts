@@ -10,6 +10,7 @@
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Errno from "../Errno.ts"
+import * as SeededRandom from "../SeededRandom.ts"
 import { before } from "./Around.ts"
 import { type BlockStore, type Operation, type StoreError } from "./Interface.ts"
 
@@ -167,25 +168,17 @@ const fits = ({ operation, range }: Fault, { length, name, offset }: Operation):
   (operation === undefined || operation === name)
   && (range === undefined || (offset < range.offset + range.length && range.offset < offset + length))
 
+/** What {@link Chance.rate} 1 stands for: one more than the largest number. */
+const CERTAIN = 2 ** 32
+
 const byChance = ({ errnos, rate, seed }: Chance) => {
-  const next = numbersFrom(seed)
+  const next = SeededRandom.make(seed)
   let count = 0
   return (): Verdict | undefined => {
     // Two numbers a request, used or not: where a fault falls does not depend on how many errnos there are.
-    const [hit, pick] = [next(), next()]
+    const [hit, pick] = [next(CERTAIN), next(CERTAIN)]
     const reason = `seed ${seed} at request ${count++}`
-    const errno = errnos[Math.floor(pick * errnos.length)]
-    return hit < rate && errno !== undefined ? { errno, reason } : undefined
-  }
-}
-
-/** Mulberry32: numbers from 0 up to 1 whose whole state is 32 bits. Good enough for faults, and the same everywhere. */
-const numbersFrom = (seed: number): () => number => {
-  let state = seed | 0
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+    const errno = errnos[Math.floor(pick / CERTAIN * errnos.length)]
+    return hit < rate * CERTAIN && errno !== undefined ? { errno, reason } : undefined
   }
 }

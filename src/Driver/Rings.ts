@@ -3,7 +3,9 @@
  *
  * @since 0.1.0
  */
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import * as MemoryRegion from "../Memory/MemoryRegion.ts"
@@ -71,24 +73,37 @@ const LOOK_MS = 1
 const PATIENCE_MS = 5000
 
 /** Asks the device for its identity (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID); empty where it tells none. */
-export const identify = Effect.fnUntraced(function*({ address, channels, memory, rings }: Rings) {
-  const [ring] = rings
-  const [channel] = channels
-  if (ring === undefined || channel === undefined) return ""
+export const identify = (
+  { lost }: Connection,
+  { address, channels: [channel], memory, rings: [ring] }: Rings
+): Effect.Effect<string, ConnectionError> => {
+  if (ring === undefined || channel === undefined) return Effect.succeed("")
   // Behind the rings there is room for it.
   const at = memory.length - ALIGNMENT
-  ring.put(RequestType.GET_ID, 0, address + at, ID_BYTES)
-  ring.publish()
-  channel.notify()
   const answer = new Uint32Array(1)
-  for (let waited = 0; waited < PATIENCE_MS; waited += LOOK_MS) {
+  const ask = Effect.sync(() => {
+    ring.put(RequestType.GET_ID, 0, address + at, ID_BYTES)
+    ring.publish()
+    channel.notify()
+  })
+  const look = Effect.suspend((): Exit.Exit<string | undefined, ConnectionError> => {
     const count = ring.drain(answer)
-    if (count < 0) return yield* new Errno.EPROTO({ operation: "identify", detail: ring.fault ?? "the ring is broken" })
-    if (count > 0) {
-      if (statusOf(answer[0] ?? 0) !== Status.OK) return ""
-      return Buffer.from(memory.bytes.subarray(at, at + ID_BYTES)).toString("latin1").replace(/[\0 ]+$/, "")
+    if (count < 0) {
+      return Exit.fail(new Errno.EPROTO({ operation: "identify", detail: ring.fault ?? "the ring is broken" }))
     }
-    yield* Effect.sleep(LOOK_MS)
-  }
-  return yield* new Errno.ETIMEDOUT({ operation: "identify", detail: `no answer within ${PATIENCE_MS} ms` })
-})
+    if (count === 0) return Exit.succeed(undefined)
+    if (statusOf(answer[0] ?? 0) !== Status.OK) return Exit.succeed("")
+    return Exit.succeed(Buffer.from(memory.bytes.subarray(at, at + ID_BYTES)).toString("latin1").replace(/[\0 ]+$/, ""))
+  })
+  const wait: Effect.Effect<string, ConnectionError> = Effect.flatMap(
+    look,
+    (name) => name === undefined ? Effect.andThen(Effect.sleep(LOOK_MS), wait) : Effect.succeed(name)
+  )
+  return Effect.andThen(ask, wait).pipe(
+    Effect.raceFirst(Effect.flatMap(Deferred.await(lost), Effect.fail)),
+    Effect.timeoutOrElse({
+      duration: PATIENCE_MS,
+      orElse: () => new Errno.ETIMEDOUT({ operation: "identify", detail: `no answer within ${PATIENCE_MS} ms` })
+    })
+  )
+}

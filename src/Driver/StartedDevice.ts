@@ -199,7 +199,7 @@ export const start = Effect.fnUntraced(function*(
   const eventQueues = properties.value("num-queues")
   const scope = yield* Effect.scope
   let linked = yield* link(way.link, properties, scope)
-  const identity = policy === undefined ? "" : yield* Rings.identify(linked.rings)
+  const identity = policy === undefined ? "" : yield* Rings.identify(way.link.connection, linked.rings)
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
   const space = new AddressSpace({
@@ -293,46 +293,44 @@ export const start = Effect.fnUntraced(function*(
 
   const mapping = yield* Semaphore.make(1)
   /** Makes the device what it was, on another link. */
-  const restore = Effect.gen(function*() {
-    const before: Before = {
-      ...properties.device ?? way.link.facts,
-      queues: engines.length,
-      queueSize: properties.value("queue-size")
-    }
-    const next = yield* reopen(way.recipe, way.scope, before)
-    return yield* Effect.onError(
-      Effect.gen(function*() {
-        // Also the limits may be others now, and the rings depend on them.
-        properties.device = next.facts
-        const relinked = yield* link(next, properties, scope, linked.rings.channels)
-        return yield* Effect.onError(
-          Effect.gen(function*() {
-            const now = yield* Rings.identify(relinked.rings)
-            if (now !== identity) return yield* stale(`it calls itself "${now}", and was "${identity}"`)
-            for (const [region, address] of space.regions) yield* next.connection.map(region, address)
-            return { next, relinked }
-          }),
-          () => relinked.close
-        )
-      }),
-      () => next.close
-    )
-  }).pipe((effect) => mapping.withPermit(effect))
+  const restore = mapping.withPermit(Effect.uninterruptibleMask(Effect.fnUntraced(function*(interruptible) {
+    const known = properties.device ?? way.link.facts
+    const before: Before = { ...known, queues: engines.length, queueSize: properties.value("queue-size") }
+    const next = yield* interruptible(reopen(way.recipe, way.scope, before))
+    return yield* Effect.gen(function*() {
+      // The limits may be others now, and the rings depend on them.
+      properties.device = next.facts
+      const relinked = yield* interruptible(link(next, properties, scope, linked.rings.channels))
+      const asBefore = Effect.gen(function*() {
+        const now = yield* Rings.identify(next.connection, relinked.rings)
+        if (now !== identity) return yield* stale(`it calls itself "${now}", and was "${identity}"`)
+        for (const [region, address] of space.regions) yield* next.connection.map(region, address)
+      })
+      yield* Effect.onError(interruptible(asBefore), () => relinked.close)
+      return { next, relinked }
+    }).pipe(Effect.onError(() => {
+      properties.device = known
+      return next.close
+    }))
+  })))
 
   /** Keeps what is in flight while the device is away, and has it sent again when it is back. */
   const recover = Effect.fnUntraced(function*(policy: ReconnectPolicy, reason: ConnectionError) {
     for (const queue of handed) queue.tellFailure(reason)
     for (const engine of engines) engine.suspend(policy.maxWaiting)
-    const hasLostWrites = unflushed?.lose() ?? false
+    // What other threads have written is not counted here.
+    const hasLostWrites = unflushed !== undefined && (unflushed.lose() || handed.size > 0)
     let attempts = 0
     const attempt = Effect.suspend(() => {
       tell({ _tag: "reconnecting", attempt: ++attempts })
       return restore
     })
-    const released = Effect.andThen(
-      way.link.connection.released ?? Effect.void,
-      Effect.andThen(linked.close, way.link.close)
-    )
+    const released = Effect.gen(function*() {
+      yield* way.link.connection.released ?? Effect.void
+      for (const engine of engines) engine.letGo()
+      yield* linked.close
+      yield* way.link.close
+    })
     const { next, relinked } = yield* reconnect(policy, reason, released, attempt)
     way.link = next
     linked = relinked
@@ -342,6 +340,7 @@ export const start = Effect.fnUntraced(function*(
       if (ring !== undefined) engine.resume(ring, hasLostWrites)
     }
     yield* heedChanges(next.connection, relinked.scope)
+    if (lostBy !== undefined) return
     tell({ _tag: "connected" })
     const before = followed
     followed = Deferred.makeUnsafe()
@@ -353,6 +352,7 @@ export const start = Effect.fnUntraced(function*(
       if (policy === undefined || !isAway(reason)) return fail(reason)
       tell({ _tag: "lost", reason })
       yield* recover(policy, reason)
+      if (lostBy !== undefined) return
     }
   }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
   yield* Effect.forkScoped(attend, { startImmediately: true })

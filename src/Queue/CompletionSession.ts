@@ -48,6 +48,7 @@ type Resume = (exit: Exit.Exit<void, DeviceFailure>) => void
 
 /** Requests of one submitter or of several, and their completions until they are taken. @internal */
 export class CompletionSession<R extends Request> implements Owner {
+  isAbandoned = false
   readonly #engine: QueueEngine
   #ready: Array<Completion<R>> = []
   #inFlight = 0
@@ -287,8 +288,12 @@ export class CompletionSession<R extends Request> implements Owner {
     return Effect.whileLoop({ while: condition, body: () => once, step: () => {} })
   }
 
-  /** Waits until the device has let go of every request. */
-  readonly drained: Effect.Effect<void> = this.#waitWhile(() => this.#inFlight > 0)
+  /** Waits until the device has let go of every request; for those who want no completion any more. */
+  readonly drained: Effect.Effect<void> = Effect.suspend(() => {
+    this.isAbandoned = true
+    this.#engine.abandon(this)
+    return this.#waitWhile(() => this.#inFlight > 0)
+  })
 
   completions(
     options: CompletionsOptions

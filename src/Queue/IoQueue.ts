@@ -234,6 +234,7 @@ class PendingAnswer implements Owner, Waiter {
   readonly #request: Request
   readonly #resume: (exit: Exit.Exit<void, RequestFailure>) => void
   #onRelease: (() => void) | undefined
+  #isOver = false
 
   constructor(engine: QueueEngine, request: Request, resume: (exit: Exit.Exit<void, RequestFailure>) => void) {
     this.#engine = engine
@@ -254,18 +255,26 @@ class PendingAnswer implements Owner, Waiter {
 
   completed(_request: Request, failure: RequestFailure | undefined): void {
     this.#engine.release()
+    this.#isOver = true
     if (this.#onRelease === undefined) this.#resume(failure === undefined ? Exit.void : Exit.fail(failure))
     else this.#onRelease()
+  }
+
+  get isAbandoned(): boolean {
+    return this.#onRelease !== undefined
   }
 
   /** Gives the place in line up, or waits until the device has let go of the buffer. */
   get interrupted(): Effect.Effect<void> {
     return Effect.callback((resume) => {
+      // The fiber may have yielded on its way here, and the request may have ended meanwhile.
+      if (this.#isOver) return resume(Exit.void)
       if (this.#engine.leave(this)) {
         this.#engine.release()
         resume(Exit.void)
       } else {
         this.#onRelease = () => resume(Exit.void)
+        this.#engine.abandon(this)
       }
     })
   }

@@ -76,6 +76,8 @@ export type RequestFailure = Request.InvalidRequest | Errno.EIO | Errno.ETIME | 
 /** Whoever submitted a request hears of its end here, once. May submit again at once; must not throw. */
 export interface Owner {
   readonly completed: (request: Request.Request, failure: RequestFailure | undefined) => void
+  /** Whether nobody waits for the requests any more, other than for the device to let go of their memory. */
+  readonly isAbandoned: boolean
 }
 
 /** A place in the line of those who wait for room in the ring. Must not throw. */
@@ -164,6 +166,7 @@ export class QueueEngine {
   readonly #line = new Set<Waiter>()
   /** What was in flight when the connection was lost, while there is none. */
   #kept: ReadonlyArray<Kept> | undefined
+  #hasLetGo = false
   #maxWaiting = Infinity
   /** Whether the next flush must say that acknowledged writes may be lost. */
   #hasLostWrites = false
@@ -426,6 +429,7 @@ export class QueueEngine {
 
   /** Whoever waited for a request has given up; the device has let go of its memory. */
   readonly #nobody: Owner = {
+    isAbandoned: true,
     completed: (request) => Request.buffersOf(request).forEach((buffer) => this.#memory.release(buffer))
   }
 
@@ -474,6 +478,25 @@ export class QueueEngine {
     this.#checkConditions()
   }
 
+  /** Hears that the device which is away has let go of all memory: what nobody waits for any more ends. */
+  letGo(): void {
+    this.#hasLetGo = true
+    this.#endKept(({ owner }) => owner.isAbandoned)
+  }
+
+  /** Hears that nobody waits for the requests of an owner any more: what the device has let go of ends at once. */
+  abandon(owner: Owner): void {
+    if (this.#hasLetGo) this.#endKept((one) => one.owner === owner)
+  }
+
+  #endKept(test: (one: Kept) => boolean): void {
+    if (this.#kept === undefined) return
+    const ending = this.#kept.filter(test)
+    this.#kept = this.#kept.filter((one) => !ending.includes(one))
+    for (const { owner, request } of ending) owner.completed(request, undefined)
+    this.#checkConditions()
+  }
+
   /**
    * Goes on with a device that has come back, and an empty ring. `hasLostWrites` says that it has acknowledged writes which it
    * may have lost: the flushes that were in flight fail, or else the next one.
@@ -482,22 +505,20 @@ export class QueueEngine {
     const kept = this.#kept
     if (kept === undefined || this.#hasFailed) return
     this.#kept = undefined
+    this.#hasLetGo = false
     this.#ring = ring
     this.#writer = new RequestWriter(ring, this.#memory, this.rules)
     this.#notifier = new Notifier(ring, this.#notify)
     this.progress++
-    const isFlush = ({ owner, request }: Kept) => request._tag === "flush" && owner !== this.#nobody
+    const isFlush = ({ request }: Kept) => request._tag === "flush"
     const lying = hasLostWrites ? kept.filter(isFlush) : []
     this.#hasLostWrites ||= hasLostWrites && lying.length === 0
     for (const { owner, request } of lying) this.#refuseRequest(request, owner, this.#lostWrites())
-    const forgotten = kept.filter(({ owner }) => owner === this.#nobody)
-    for (const { owner, request } of forgotten) owner.completed(request, undefined)
-    const rest = kept.filter((one) => !lying.includes(one) && !forgotten.includes(one))
+    const rest = kept.filter((one) => !lying.includes(one))
     const waiting = [...this.#line]
     this.#line.clear()
     this.#line.add(this.#again(rest))
     for (const waiter of waiting) this.#line.add(waiter)
-    this.#checkConditions()
     this.wake()
   }
 

@@ -2,7 +2,7 @@
  * Goal: a device goes from created to connected to started, and to its end, in the one order that is safe; whatever goes wrong
  * on the way is a typed error, and leaves the phase, the memory and the descriptors as they were.
  *
- * Method: the driver over a connection that is a plain object (FakeConnection), which notes the order of calls and fails where
+ * Method: the driver over a connection that is a plain object (FakeTransport), which notes the order of calls and fails where
  * it is told to. Time is the test's own wherever the driver waits.
  */
 import { describe, expect, it } from "@effect/vitest"
@@ -11,13 +11,13 @@ import { TestClock } from "effect/testing"
 import * as Errno from "../../src/Errno.ts"
 import { FeatureBit, featureMask, hasFeature } from "../../src/Wire/VirtioBlk.ts"
 import { BlockDevice, IoQueue, MemoryRegion, Properties, Transport, VirtioBlk } from "../../src/index.ts"
-import { usualFeatures } from "../Properties/facts.ts"
+import { type FakeTransport, usualFeatures } from "../../src/testing/FakeTransport.ts"
 import { count, leavesNothing } from "../support/resources.ts"
-import { FakeConnection } from "./FakeConnection.ts"
+import { fakeConnection } from "./fakeConnection.ts"
 
 const fields = { operation: "fake", detail: "as the test asked" }
 
-const connect = (fake: FakeConnection) => VirtioBlk.create(fake.recipe).connect
+const connect = (fake: FakeTransport) => VirtioBlk.create(fake.recipe).connect
 
 const outcome = <E extends { readonly _tag: string }, R>(effect: Effect.Effect<unknown, E, R>) =>
   Effect.match(effect, { onFailure: ({ _tag }) => _tag, onSuccess: () => "success" as const })
@@ -30,7 +30,7 @@ const settle = Effect.forEach(
 )
 
 /** A started device, memory that is mapped for it, and a read that is in flight. */
-const inFlight = Effect.fnUntraced(function*(fake: FakeConnection, options?: VirtioBlk.Options) {
+const inFlight = Effect.fnUntraced(function*(fake: FakeTransport, options?: VirtioBlk.Options) {
   const disk = yield* VirtioBlk.make(fake.recipe, options)
   const { bytes } = yield* disk.allocate(65536)
   const read = yield* Effect.forkChild(outcome(disk.queue(0).read(0, bytes.subarray(0, 4096))), {
@@ -43,7 +43,7 @@ const inFlight = Effect.fnUntraced(function*(fake: FakeConnection, options?: Vir
 describe("connecting", () => {
   it.effect("reads the configuration, negotiates what was offered and wanted, and disconnects with the scope", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       fake.features |= featureMask(24, 26, 30, FeatureBit.RING_PACKED)
       const { properties } = yield* Effect.scoped(connect(fake))
       expect(fake.calls).toStrictEqual(["connect", "readConfig", "negotiate", "disconnect"])
@@ -56,7 +56,7 @@ describe("connecting", () => {
 
   it.effect("can be done again with the same plan", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const created = VirtioBlk.create(fake.recipe)
       yield* created.properties.set({ readOnly: true })
       fake.failures.connect = new Errno.ECONNREFUSED(fields)
@@ -69,7 +69,7 @@ describe("connecting", () => {
       }
     }))
 
-  it.effect.each<[string, string, (fake: FakeConnection) => void]>([
+  it.effect.each<[string, string, (fake: FakeTransport) => void]>([
     ["no VERSION_1", "ENOTSUP", (fake) => fake.features &= ~featureMask(FeatureBit.VERSION_1)],
     ["features refused", "ENOTSUP", (fake) => fake.failures.negotiate = new Errno.ENOTSUP(fields)],
     ["no configuration", "EIO", (fake) => fake.failures.readConfig = new Errno.EIO(fields)],
@@ -80,7 +80,7 @@ describe("connecting", () => {
     ["4 bytes of configuration", "EPROTO", (fake) => fake.config = fake.config.subarray(0, 4)]
   ])("%s: %s, and the connection is closed", ([, tag, spoil]) =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       spoil(fake)
       expect(yield* outcome(Effect.scoped(connect(fake)))).toBe(tag)
       expect(fake.calls.at(-1)).toBe("disconnect")
@@ -92,13 +92,13 @@ describe("connecting", () => {
     ["no MQ", 1, { features: ["VERSION_1"], config: { numQueues: 4 } }]
   ])("max-queues is the least of all that is said: %s", ([, expected, options]) =>
     Effect.gen(function*() {
-      const { properties } = yield* connect(new FakeConnection(options))
+      const { properties } = yield* connect(fakeConnection(options))
       expect(yield* properties.get("max-queues")).toBe(expected)
     }))
 
   it.effect("max-mem-regions leaves one to the rings", () =>
     Effect.gen(function*() {
-      const { properties } = yield* connect(new FakeConnection({ maxRegions: 32 }))
+      const { properties } = yield* connect(fakeConnection({ maxRegions: 32 }))
       expect(yield* properties.get("max-mem-regions")).toBe(31)
     }))
 })
@@ -114,7 +114,7 @@ describe("settings are checked at start", () => {
     ["poll queues alone", "success", { numQueues: 0, numPollQueues: 4 }]
   ])("%s: %s", ([, expected, settings]) =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const connected = yield* connect(fake)
       yield* connected.properties.set(settings)
       expect(yield* outcome(connected.start())).toBe(expected)
@@ -123,7 +123,7 @@ describe("settings are checked at start", () => {
 
   it.effect("the count of queues before the device's being read-only", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection({ features: ["RO", "VERSION_1", "INDIRECT_DESC"] })
+      const fake = fakeConnection({ features: ["RO", "VERSION_1", "INDIRECT_DESC"] })
       const connected = yield* connect(fake)
       expect(yield* connected.properties.get("device-read-only")).toBe(true)
       yield* connected.properties.set({ numQueues: 2 })
@@ -135,7 +135,7 @@ describe("settings are checked at start", () => {
 
   it.effect("a queue without indirect descriptors has room for a request", () =>
     Effect.gen(function*() {
-      const connected = yield* connect(new FakeConnection({ features: ["VERSION_1"] }))
+      const connected = yield* connect(fakeConnection({ features: ["VERSION_1"] }))
       yield* connected.properties.set({ queueSize: 2 })
       expect(yield* outcome(connected.start())).toBe("EINVAL")
       yield* connected.properties.set({ queueSize: 4 })
@@ -147,10 +147,12 @@ describe("settings are checked at start", () => {
     ["0n", { deviceTimeout: 0n }],
     ["-1", { deviceTimeout: -1 }],
     ["'soon'", { deviceTimeout: "soon" as never }],
+    ["0", { requestTimeout: 0 }],
+    ["'soon'", { requestTimeout: "soon" as never }],
     ["-1", { closeTimeout: -1 }]
   ])("a time limit of %s is EINVAL and named", ([value, options]) =>
     Effect.gen(function*() {
-      const connected = yield* connect(new FakeConnection())
+      const connected = yield* connect(fakeConnection())
       const error = yield* Effect.flip(connected.start(options))
       expect(error._tag).toBe("EINVAL")
       expect(error.message).toContain(`Timeout ${value} must be`)
@@ -158,7 +160,7 @@ describe("settings are checked at start", () => {
 
   it.effect("options that no type allows are EINVAL, before anything is opened", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       for (const options of [{ numQueue: 1 }, { numQueues: "2" }, { readOnly: 1 }, { waiting: "poll" }]) {
         expect(yield* outcome(VirtioBlk.make(fake.recipe, options as never))).toBe("EINVAL")
       }
@@ -169,7 +171,7 @@ describe("settings are checked at start", () => {
 describe("starting", () => {
   it.effect("maps the rings, starts, and undoes all of it in reverse", () =>
     leavesNothing(Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       yield* Effect.scoped(VirtioBlk.make(fake.recipe, { numQueues: 2, numPollQueues: 1, queueSize: 64 }))
       expect(fake.calls).toStrictEqual(
         ["connect", "readConfig", "negotiate", "map", "start", "stop", "unmap", "disconnect"]
@@ -188,7 +190,7 @@ describe("starting", () => {
     "%s leaves a connected device, with nothing mapped and no memory, that can be started again",
     ([, call, error]) =>
       Effect.gen(function*() {
-        const fake = new FakeConnection()
+        const fake = fakeConnection()
         const connected = yield* connect(fake)
         const before = count()
         fake.failures[call] = error as never
@@ -205,7 +207,7 @@ describe("starting", () => {
 
   it.effect("twice is EBUSY, and so is setting what was for the connected device", () =>
     Effect.gen(function*() {
-      const connected = yield* connect(new FakeConnection())
+      const connected = yield* connect(fakeConnection())
       yield* connected.start()
       expect(yield* outcome(connected.start())).toBe("EBUSY")
       expect(yield* outcome(connected.properties.set({ numQueues: 2 }))).toBe("EBUSY")
@@ -213,7 +215,7 @@ describe("starting", () => {
 
   it.effect("interrupted, leaves the device as it was", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const connected = yield* connect(fake)
       const before = count()
       const scope = yield* Scope.make()
@@ -226,7 +228,7 @@ describe("starting", () => {
 
   it.effect("gives queues of both kinds, and answers ENODEV for one that is not there", () =>
     Effect.gen(function*() {
-      const disk = yield* VirtioBlk.make(new FakeConnection().recipe, { numQueues: 2, numPollQueues: 1 })
+      const disk = yield* VirtioBlk.make(fakeConnection().recipe, { numQueues: 2, numPollQueues: 1 })
       expect(disk.queues.map(({ index, kind }) => [kind, index])).toStrictEqual([["event", 0], ["event", 1]])
       expect(disk.pollQueues.map(({ index, kind }) => [kind, index])).toStrictEqual([["poll", 0]])
       for (const queue of [disk.queue(2), disk.queue(-1), disk.queue(0.5), disk.pollQueue(1)]) {
@@ -238,7 +240,7 @@ describe("starting", () => {
 describe("memory", () => {
   it.effect("max-mem-regions are mapped and no more: ENOSPC", () =>
     Effect.gen(function*() {
-      const disk = yield* VirtioBlk.make(new FakeConnection({ maxRegions: 3 }).recipe)
+      const disk = yield* VirtioBlk.make(fakeConnection({ maxRegions: 3 }).recipe)
       const first = yield* Scope.make()
       yield* Scope.provide(disk.allocate(4096), first)
       yield* disk.allocate(4096)
@@ -249,7 +251,7 @@ describe("memory", () => {
 
   it.effect("a region twice is EINVAL, a misaligned one too, and unmapping what is not mapped is nothing", () =>
     Effect.gen(function*() {
-      const disk = yield* VirtioBlk.make(new FakeConnection({ regionAlignment: 4096 }).recipe)
+      const disk = yield* VirtioBlk.make(fakeConnection({ regionAlignment: 4096 }).recipe)
       const region = yield* MemoryRegion.allocate(8192)
       yield* disk.unmap(region)
       yield* disk.map(region)
@@ -262,7 +264,7 @@ describe("memory", () => {
 
   it.effect("a backend that refuses a region is believed: the region is not mapped", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe)
       const region = yield* MemoryRegion.allocate(4096)
       fake.failures.map = new Errno.EIO(fields)
@@ -274,7 +276,7 @@ describe("memory", () => {
 
   it.effect("unmapping waits for the requests that use the region", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe)
       const region = yield* MemoryRegion.allocate(4096)
       yield* disk.map(region)
@@ -284,7 +286,7 @@ describe("memory", () => {
       yield* settle
       expect(fake.calls).not.toContain("unmap")
       expect(yield* outcome(disk.queue(0).read(0, region.bytes))).toBe("EFAULT")
-      fake.device().work()
+      fake.devices[0]!.work()
       yield* Fiber.join(read)
       yield* Fiber.join(unmap)
       expect(fake.calls).toContain("unmap")
@@ -298,10 +300,10 @@ describe("a device that offers RING_PACKED", () => {
     [2, { queueSize: 2, numPollQueues: 1 }]
   ])("is driven by a packed ring (%i at a time)", ([at, settings]) =>
     Effect.gen(function*() {
-      const fake = new FakeConnection({ features: [...usualFeatures, "RING_PACKED"], config: { blkSize: 512 } })
+      const fake = fakeConnection({ features: [...usualFeatures, "RING_PACKED"], config: { blkSize: 512 } })
       const disk = yield* VirtioBlk.make(fake.recipe, settings)
       const { bytes } = yield* disk.allocate(65536)
-      const device = fake.device()
+      const device = fake.devices[0]!
       device.disk.forEach((_, i) => {
         device.disk[i] = i >> 9
       })
@@ -327,7 +329,7 @@ describe("a device that offers RING_PACKED", () => {
 describe("a device that is silent", () => {
   it.effect("is dead after deviceTimeout: ETIMEDOUT for what is in flight and for all that comes", () =>
     Effect.gen(function*() {
-      const { disk, bytes, read } = yield* inFlight(new FakeConnection(), { deviceTimeout: "8 seconds" })
+      const { disk, bytes, read } = yield* inFlight(fakeConnection(), { deviceTimeout: "8 seconds" })
       yield* TestClock.adjust("7 seconds")
       expect(read.pollUnsafe()).toBeUndefined()
       yield* TestClock.adjust("3 seconds")
@@ -339,7 +341,7 @@ describe("a device that is silent", () => {
   it.effect("is given 30 s where nothing is said", () =>
     Effect.gen(function*() {
       expect(Duration.toSeconds(VirtioBlk.DEFAULT_DEVICE_TIMEOUT)).toBe(30)
-      const { read } = yield* inFlight(new FakeConnection())
+      const { read } = yield* inFlight(fakeConnection())
       yield* TestClock.adjust("29 seconds")
       expect(read.pollUnsafe()).toBeUndefined()
       yield* TestClock.adjust("10 seconds")
@@ -348,14 +350,14 @@ describe("a device that is silent", () => {
 
   it.effect("is given for ever with Infinity", () =>
     Effect.gen(function*() {
-      const { read } = yield* inFlight(new FakeConnection(), { deviceTimeout: Infinity, closeTimeout: 0 })
+      const { read } = yield* inFlight(fakeConnection(), { deviceTimeout: Infinity, closeTimeout: 0 })
       yield* TestClock.adjust("1 day")
       expect(read.pollUnsafe()).toBeUndefined()
     }))
 
   it.effect("with nothing in flight is only idle", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe, { deviceTimeout: "1 second", closeTimeout: 0 })
       const { bytes } = yield* disk.allocate(4096)
       yield* TestClock.adjust("1 hour")
@@ -368,7 +370,7 @@ describe("a device that is silent", () => {
 describe("closing", () => {
   it.effect("waits closeTimeout for what is in flight, refuses what comes, and fails with ESHUTDOWN then", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const scope = yield* Scope.make()
       const { disk, bytes, read } = yield* Scope.provide(inFlight(fake, { closeTimeout: "3 seconds" }), scope)
       const closing = yield* Effect.forkChild(Scope.close(scope, Exit.void), { startImmediately: true })
@@ -385,7 +387,7 @@ describe("closing", () => {
 
   it.effect("ends at once when nothing is in flight", () =>
     leavesNothing(Effect.gen(function*() {
-      const { recipe } = new FakeConnection()
+      const { recipe } = fakeConnection()
       const disk = VirtioBlk.make(recipe, { closeTimeout: Infinity })
       yield* Effect.scoped(Effect.flatMap(disk, ({ allocate }) => allocate(4096)))
     })).pipe(TestClock.withLive))
@@ -394,7 +396,7 @@ describe("closing", () => {
 describe("a device that changes", () => {
   it.effect("tells its new capacity, and requests are checked against it", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe, { closeTimeout: 0 })
       const { bytes } = yield* disk.allocate(4096)
       const changes = yield* Effect.forkChild(Stream.runCollect(Stream.take(disk.configChanges, 2)), {
@@ -402,14 +404,14 @@ describe("a device that changes", () => {
       })
       yield* settle
       expect(yield* outcome(disk.queue(0).read(4194304, bytes))).toBe("EINVAL")
-      yield* fake.change({ capacitySectors: 16384n })
+      fake.change({ capacitySectors: 16384n })
       yield* settle
       expect(disk.capacity).toBe(8388608)
       expect(yield* disk.properties.get("capacity")).toBe(8388608)
       const read = yield* Effect.forkChild(disk.queue(0).read(4194304, bytes), { startImmediately: true })
       yield* settle
       expect(read.pollUnsafe()).toBeUndefined()
-      yield* fake.change({ capacitySectors: 8n, writeback: 0 })
+      fake.change({ capacitySectors: 8n, writeback: 0 })
       yield* settle
       expect(yield* outcome(disk.queue(0).read(4096, bytes))).toBe("EINVAL")
       expect(yield* Fiber.join(changes)).toStrictEqual([
@@ -420,7 +422,7 @@ describe("a device that changes", () => {
 
   it.effect("is asked by refresh, too", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe)
       fake.config[0] = 8
       fake.config[1] = 0
@@ -432,9 +434,9 @@ describe("a device that changes", () => {
 
   it.effect("into one of zeroes is gone: ENODEV for what is in flight and for all that comes", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const { disk, bytes, read } = yield* inFlight(fake)
-      yield* fake.change({ capacitySectors: 0n, blkSize: 0 })
+      fake.change({ capacitySectors: 0n, blkSize: 0 })
       expect(yield* Fiber.join(read)).toBe("ENODEV")
       expect(yield* outcome(disk.queue(0).read(0, bytes))).toBe("ENODEV")
       expect(yield* outcome(disk.refresh)).toBe("ENODEV")
@@ -442,17 +444,17 @@ describe("a device that changes", () => {
 
   it.effect("into one that makes no sense is broken: EPROTO", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const { read } = yield* inFlight(fake)
-      yield* fake.change({ blkSize: 3 })
+      fake.change({ blkSize: 3 })
       expect(yield* Fiber.join(read)).toBe("EPROTO")
     }))
 
   it.effect("into one too large to count keeps the capacity it had", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const { disk, read } = yield* inFlight(fake, { closeTimeout: 0 })
-      yield* fake.change({ capacitySectors: 2n ** 60n })
+      fake.change({ capacitySectors: 2n ** 60n })
       yield* settle
       expect(read.pollUnsafe()).toBeUndefined()
       expect(disk.capacity).toBe(4194304)
@@ -467,7 +469,7 @@ describe("a connection that is lost", () => {
     ["ETIMEDOUT", new Errno.ETIMEDOUT(fields)]
   ])("fails what is in flight on every queue with its %s", ([tag, reason]) =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const { disk, bytes, read } = yield* inFlight(fake, { numQueues: 2, numPollQueues: 1 })
       const others = yield* Effect.forEach(
         [disk.queue(1), disk.pollQueue(0)],
@@ -483,7 +485,7 @@ describe("a connection that is lost", () => {
 
   it.effect("ends a stream of completions once, with the same error", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const disk = yield* VirtioBlk.make(fake.recipe)
       const { bytes } = yield* disk.allocate(4096)
       const requests = Stream.make<ReadonlyArray<IoQueue.Read>>({ _tag: "read", offset: 0, buffer: bytes })
@@ -499,7 +501,7 @@ describe("a connection that is lost", () => {
 describe("layers", () => {
   it.effect("connected alone does not start; started on top of it does; both release with their scope", () =>
     Effect.gen(function*() {
-      const fake = new FakeConnection()
+      const fake = fakeConnection()
       const connected = VirtioBlk.layerConnected({ readOnly: true }).pipe(
         Layer.provide(Layer.succeed(Transport, fake.recipe))
       )

@@ -8,9 +8,9 @@ import { describe, expect, it } from "@effect/vitest"
 import { Schema } from "effect"
 import { type BlkRequest, decode, segmentsOf, uses } from "../../src/Export/BlkRequest.ts"
 import { Chain } from "../../src/Export/DeviceRing.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { RequestType, Status } from "../../src/Wire/VirtioBlk.ts"
 import { type Laid, layRequest, type RequestOptions } from "../support/FakeRing.ts"
-import { random } from "../support/random.ts"
 import { type ExportRing, withRing } from "./exportRing.ts"
 
 const seeds = Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 2 ** 31 }))

@@ -8,12 +8,12 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Logger, Schema } from "effect"
 import { storeErrors } from "../../src/BlockStore/Interface.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import * as Message from "../../src/Wire/VhostUserMessage.ts"
 import { FeatureBit, RequestType, Status } from "../../src/Wire/VirtioBlk.ts"
 import { BlockStore, type Export } from "../../src/index.ts"
 import { pattern, watched } from "../BlockStore/WatchedStore.ts"
 import * as FakeFrontend from "../support/FakeFrontend.ts"
-import { random } from "../support/random.ts"
 import { leavesNothing, live } from "../support/resources.ts"
 
 const CAPACITY = 1 << 20

@@ -12,6 +12,7 @@ import { mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import * as Path from "node:path"
 import * as Libc from "../../src/Native/Libc.ts"
+import { make as randomNumbers } from "../../src/SeededRandom.ts"
 import * as Message from "../../src/Wire/VhostUserMessage.ts"
 import {
   decodeConfig as decodeBlkConfig,
@@ -22,7 +23,6 @@ import {
 } from "../../src/Wire/VirtioBlk.ts"
 import { BlockStore } from "../../src/index.ts"
 import * as FakeFrontend from "../support/FakeFrontend.ts"
-import { random as randomNumbers } from "../support/random.ts"
 import { descriptors, leavesNothing, live } from "../support/resources.ts"
 
 const { FrontendRequest, ProtocolFeature } = Message

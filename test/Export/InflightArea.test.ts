@@ -9,7 +9,7 @@ import { fstatSync, ftruncateSync, openSync } from "node:fs"
 import { InflightArea, InflightQueue } from "../../src/Export/InflightArea.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import { SyscallError } from "../../src/Native/SyscallError.ts"
-import { random as randomNumbers } from "../support/random.ts"
+import { make as randomNumbers } from "../../src/SeededRandom.ts"
 
 const toClose: Array<number> = []
 const toUnmap: Array<Libc.Mapping> = []

@@ -16,7 +16,8 @@ import {
   typeSchemas
 } from "../../src/Properties/PropertyTable.ts"
 import { type BlkConfig, FeatureBit } from "../../src/Wire/VirtioBlk.ts"
-import { device, type Feature, recipe, usualFeatures } from "./facts.ts"
+import { type Feature, usualFeatures } from "../../src/testing/FakeTransport.ts"
+import { device, recipe } from "./facts.ts"
 
 const settings: Settings = { "read-only": false, "num-queues": 1, "num-poll-queues": 0, "queue-size": 256 }
 

@@ -1,6 +1,7 @@
 /** Devices that exist only as what they say of themselves. */
 import type { DeviceFacts } from "../../src/Properties/PropertyTable.ts"
 import { type BlkConfig, FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
+import type { Feature } from "../../src/testing/FakeTransport.ts"
 
 export const recipe = { driver: "virtio-blk-vhost-user", path: "/run/disk.sock", fd: -1 }
 
@@ -24,8 +25,6 @@ export const config: BlkConfig = {
   writeZeroesMayUnmap: 1
 }
 
-export type Feature = keyof typeof FeatureBit
-
 /** A device with these features, and with this of its configuration changed. */
 export const device = (features: ReadonlyArray<Feature>, changes: Partial<BlkConfig> = {}): DeviceFacts => ({
   features: featureMask(...features.map((name) => FeatureBit[name])),
@@ -36,19 +35,3 @@ export const device = (features: ReadonlyArray<Feature>, changes: Partial<BlkCon
   regionAlignment: 4096,
   needsRegionFd: true
 })
-
-/** What a modern device offers. */
-export const usualFeatures: ReadonlyArray<Feature> = [
-  "SIZE_MAX",
-  "SEG_MAX",
-  "BLK_SIZE",
-  "FLUSH",
-  "TOPOLOGY",
-  "CONFIG_WCE",
-  "MQ",
-  "DISCARD",
-  "WRITE_ZEROES",
-  "INDIRECT_DESC",
-  "EVENT_IDX",
-  "VERSION_1"
-]

@@ -10,9 +10,10 @@ import { Schema } from "effect"
 import { type DriverRing, type RingOptions, slotOf, statusOf } from "../../src/Queue/DriverRing.ts"
 import { PackedRing } from "../../src/Queue/PackedRing.ts"
 import { SplitRing } from "../../src/Queue/SplitRing.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
-import { type FakeDevice, makeRing, type Mischief, RING_ADDRESS, RING_OFFSET } from "../support/FakeDevice.ts"
-import { random } from "../support/random.ts"
+import type { FakeDevice, RequestFault } from "../../src/testing/FakeDevice.ts"
+import { makeRing, RING_ADDRESS, RING_OFFSET } from "../support/FakeQueue.ts"
 
 const DATA_ADDRESS = 2 ** 45
 const data = new ArrayBuffer(1 << 16)
@@ -463,7 +464,7 @@ describe("against a model", () => {
 
 describe("a device that breaks the protocol", () => {
   const ahead = /used.idx runs \d+ ahead with 3 requests in flight|descriptor \d+ is used and was not available/
-  const mischiefs: ReadonlyArray<{ readonly mischief: Mischief; readonly fault: RegExp }> = [
+  const mischiefs: ReadonlyArray<{ readonly mischief: RequestFault; readonly fault: RegExp }> = [
     { mischief: "id out of range", fault: /used id 16 is out of range \(queue-size 16\)/ },
     { mischief: "id not in flight", fault: /used id \d+ is not in flight/ },
     { mischief: "repeated id", fault: /used id \d+ is not in flight/ },

@@ -12,8 +12,8 @@ import * as Errno from "../../src/Errno.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type FakeQueue, make, type QueueOptions } from "../support/FakeDevice.ts"
-import { random } from "../support/random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
+import { type FakeQueue, make, type QueueOptions } from "../support/FakeQueue.ts"
 
 const { FUA, NO_UNMAP } = IoQueue.RequestFlag
 const { FLUSH, IN, OUT } = { IN: 0, OUT: 1, FLUSH: 4 }

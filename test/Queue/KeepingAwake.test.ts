@@ -7,7 +7,7 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Stream } from "effect"
 import type * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type FakeQueue, make, type QueueOptions } from "../support/FakeDevice.ts"
+import { type FakeQueue, make, type QueueOptions } from "../support/FakeQueue.ts"
 
 const READS = 10
 const layouts = [{ packed: false }, { packed: true }]

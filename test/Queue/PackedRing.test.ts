@@ -7,10 +7,10 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Schema } from "effect"
 import { type RingOptions, slotOf, statusOf } from "../../src/Queue/DriverRing.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { layout } from "../../src/Wire/PackedRing.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
-import { makeRing } from "../support/FakeDevice.ts"
-import { random } from "../support/random.ts"
+import { makeRing } from "../support/FakeQueue.ts"
 
 const DATA_ADDRESS = 2 ** 45
 const data = new ArrayBuffer(1 << 16)

@@ -8,7 +8,7 @@ import { describe, expect, it } from "@effect/vitest"
 import { Arbitrary, Schema } from "effect"
 import { AddressSpace } from "../../src/Memory/AddressSpace.ts"
 import * as Request from "../../src/Queue/Request.ts"
-import { fakeRegion, rulesOf } from "../support/FakeDevice.ts"
+import { fakeRegion, rulesOf } from "../support/FakeQueue.ts"
 
 const CAPACITY = 1 << 20
 const region = fakeRegion(1 << 20)

@@ -6,10 +6,11 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Schema } from "effect"
 import { type RingOptions, slotOf } from "../../src/Queue/DriverRing.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { availUsedEvent, layout, usedAvailEvent } from "../../src/Wire/SplitRing.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
-import { type FakeDevice, makeRing } from "../support/FakeDevice.ts"
-import { random } from "../support/random.ts"
+import type { FakeDevice } from "../../src/testing/FakeDevice.ts"
+import { makeRing } from "../support/FakeQueue.ts"
 
 const DATA_ADDRESS = 2 ** 45
 const data = new ArrayBuffer(1 << 16)

@@ -9,9 +9,9 @@ import { Worker } from "node:worker_threads"
 import { slotOf, statusOf } from "../../src/Queue/DriverRing.ts"
 import { PackedRing } from "../../src/Queue/PackedRing.ts"
 import { SplitRing } from "../../src/Queue/SplitRing.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { RequestType } from "../../src/Wire/VirtioBlk.ts"
 import { Counter, type DeviceThreadOptions, patternOf } from "../support/DeviceThread.ts"
-import { random } from "../support/random.ts"
 
 const ADDRESS = 2 ** 40
 /** A plain store where the packed ring has a barrier lost a wake-up within two million requests: one run may miss it. */

@@ -5,9 +5,9 @@
  * wake-up shows as a test that never ends.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Exit, References, Stream } from "effect"
+import { Effect, Exit, Fiber, References, Stream } from "effect"
 import type * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type FakeQueue, make, type QueueOptions } from "../support/FakeDevice.ts"
+import { type FakeQueue, make, type QueueOptions } from "../support/FakeQueue.ts"
 
 const REQUESTS = 40
 const cases = (["event", "poll", "adaptive"] as const).flatMap((waiting) =>
@@ -76,6 +76,21 @@ describe("a fiber that yields", () => {
             { concurrency: "unbounded" }
           )
           expect(exits.every(Exit.isSuccess)).toBe(true)
+        }))
+  )
+
+  it.live.each(cases)(
+    "ends when it is interrupted while it is answered " + named,
+    (given) =>
+      using(given, {}, (fake) =>
+        Effect.gen(function*() {
+          // The answer comes before, within and after what the interruption does.
+          for (const [turns, { buffer, offset }] of readsOf(fake).entries()) {
+            const fiber = yield* Effect.forkChild(fake.queue.read(offset, buffer), { startImmediately: true })
+            for (let i = 0; i < turns % 8; i++) yield* Effect.yieldNow
+            yield* Fiber.interrupt(fiber)
+          }
+          expect(fake.engine.outstanding).toBe(0)
         }))
   )
 })

@@ -2,11 +2,24 @@
  * Goal: the vhost-user transport says to a backend what the protocol wants, in the order in which every backend takes it;
  * and whatever a backend does wrong, whenever, is a typed error in bounded time that leaves no descriptor, no memory and
  * nobody waiting behind.
- * Method: a scripted backend at the other end of a socket pair (test/support/FakeBackend.ts) records what it is told, and
+ * Method: a scripted backend at the other end of a socket pair (src/testing/FakeBackend.ts) records what it is told, and
  * goes wrong in each way at each message. Paths are tried on real sockets. Every test must leave the process as it was.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Arbitrary, Config, ConfigProvider, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope, Stream } from "effect"
+import {
+  Arbitrary,
+  Config,
+  ConfigProvider,
+  Deferred,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Schedule,
+  Schema,
+  Scope,
+  Stream
+} from "effect"
 import { execFileSync, spawn } from "node:child_process"
 import {
   chmodSync,
@@ -29,8 +42,8 @@ import { type Connection, Transport } from "../../src/Transport/Transport.ts"
 import * as VhostUser from "../../src/Transport/VhostUser.ts"
 import * as Message from "../../src/Wire/VhostUserMessage.ts"
 import { FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
+import * as FakeBackend from "../../src/testing/FakeBackend.ts"
 import { bytes } from "../Wire/arbitraries.ts"
-import * as FakeBackend from "../support/FakeBackend.ts"
 import { count, leavesNothing, live } from "../support/resources.ts"
 
 const { BackendRequest, FrontendRequest, ProtocolFeature } = Message
@@ -94,6 +107,23 @@ describe("make", () => {
     ["a negative fd", { fd: -1 }, "fd"],
     ["a broken fd", { fd: 1.5 }, "fd"],
     ["an fd beyond 32 bits", { fd: 2 ** 32 }, "fd"],
+    ["a reconnect that is no Schedule", { path: "/run/disk.sock", reconnect: { schedule: 5 } }, "schedule"],
+    [
+      "a time limit of 0 for it",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, within: 0 } },
+      "within"
+    ],
+    [
+      "a negative maxWaiting",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, maxWaiting: -1 } },
+      "maxWaiting"
+    ],
+    [
+      "an unknown key of it",
+      { path: "/run/disk.sock", reconnect: { schedule: Schedule.forever, retries: 1 } },
+      "retries"
+    ],
+    ["a descriptor that is to reconnect", { fd: 3, reconnect: Schedule.forever }, "needs a path"],
     ["no options", undefined, "object"],
     ["null for options", null, "object"]
   ]

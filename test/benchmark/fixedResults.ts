@@ -1,7 +1,7 @@
 /** A made-up result of every comparison, the same each time: figures from 10 to millions, and rounds that differ. */
 import { cellsOf, COMPARISONS } from "../../benchmark/comparisons.ts"
 import { type Results, runOf } from "../../benchmark/results.ts"
-import { random } from "../support/random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 
 export const ROUNDS = 3
 

@@ -2,10 +2,10 @@
 import { Effect, FileSystem, Path } from "effect"
 import { execFileSync } from "node:child_process"
 import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs"
+import { make as random } from "../../src/SeededRandom.ts"
 import type { DiskImage } from "../../src/testing/index.ts"
 import type { Backend, Disk, Image, Served, ServeOptions } from "../support/Backend.ts"
 import { MiB } from "../support/daemon.ts"
-import { random } from "../support/random.ts"
 
 /** The DEVICE at a socket. */
 export const deviceOn = (path: string): string => `virtio-blk-vhost-user,path=${path.replaceAll(",", ",,")}`

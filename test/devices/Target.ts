@@ -102,14 +102,3 @@ export const errnoOf = <E extends { readonly _tag: string }, R>(effect: Effect.E
     onFailure: ({ _tag }) => Effect.succeed(_tag),
     onSuccess: () => Effect.die(new Error("it succeeded, where it should have failed"))
   })
-
-/** Numbers that look random and come again with the same seed (mulberry32): whole, from 0 to `below` - 1. */
-export const randomNumbers = (seed: number) => {
-  let state = seed >>> 0
-  return (below: number): number => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return Math.floor(((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32 * below)
-  }
-}

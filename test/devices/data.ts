@@ -1,6 +1,7 @@
 /** Checks of data: against a model, and against what the other side writes and reads. */
 import { Effect } from "effect"
 import assert from "node:assert/strict"
+import { make as randomNumbers } from "../../src/SeededRandom.ts"
 import { IoQueue } from "../../src/index.ts"
 import {
   type Check,
@@ -12,7 +13,6 @@ import {
   lasting,
   lastingBytes,
   open,
-  randomNumbers,
   type Target,
   unlimited,
   waits,

@@ -8,7 +8,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, Scope, Stream } from "effect"
 import { type IoQueue, MemoryRegion, VirtioBlk } from "../../src/index.ts"
-import { FakeConnection } from "../Driver/FakeConnection.ts"
+import { fakeConnection } from "../Driver/fakeConnection.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
 import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
@@ -242,7 +242,7 @@ forEachBackend("handing a queue over", (backend) => {
 describe("handing a queue over, without a descriptor to notify the device by", () => {
   it.live("is refused, and the queue stays", () =>
     leavesNothing(Effect.gen(function*() {
-      const disk = yield* VirtioBlk.make(new FakeConnection().recipe)
+      const disk = yield* VirtioBlk.make(fakeConnection().recipe)
       expect(yield* tagOf(disk.handOver({ queue: 0, regions: [] }))).toBe("ENOTSUP")
       expect(disk.ownQueues).toHaveLength(1)
       // Not ENODEV: it looks at requests.

@@ -5,10 +5,10 @@
  * Driver and device wake each other by counters in shared memory, each only where the other asked for it.
  */
 import { isMainThread, workerData } from "node:worker_threads"
-import { type Chain, DeviceMemory, type DeviceRingOptions } from "./DeviceRing.ts"
-import { PackedDeviceRing } from "./PackedDeviceRing.ts"
-import { SplitDeviceRing } from "./SplitDeviceRing.ts"
-import { random } from "./random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
+import { type Chain, DeviceMemory, type DeviceRingOptions } from "../../src/testing/DeviceRing.ts"
+import { PackedDeviceRing } from "../../src/testing/PackedDeviceRing.ts"
+import { SplitDeviceRing } from "../../src/testing/SplitDeviceRing.ts"
 
 /** Where the counters lie: notifications of the device, signals of the driver, and whether the device is to end. */
 export const Counter = { BELL: 0, SIGNAL: 1, END: 2 } as const

@@ -17,7 +17,8 @@ import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import { SyscallError } from "../../src/Native/SyscallError.ts"
 import { Ioctl, ioctlName } from "../../src/Wire/VhostIoctl.ts"
-import { FakeDevice } from "./FakeDevice.ts"
+import { FakeDevice } from "../../src/testing/FakeDevice.ts"
+import { FakeDisk } from "../../src/testing/FakeDisk.ts"
 
 const { E2BIG, EBUSY, EFAULT, EINVAL, ENOBUFS, ENOENT, ENOTTY, EPERM } = constants.errno
 
@@ -369,7 +370,7 @@ export class SimulatedVdpa {
         indirect: has(RING_INDIRECT_DESC),
         eventIdx: has(RING_EVENT_IDX),
         maxSegments: 254,
-        disk: this.#options.disk ?? new Uint8Array(0),
+        disk: new FakeDisk(this.#options.disk ?? new Uint8Array(0)),
         signal: () => this.#signal(ring.callFd)
       })
       device.askNotifications(true)

@@ -20,8 +20,10 @@ import { IommufdRequest } from "../../src/Wire/IommufdIoctl.ts"
 import { CommonField } from "../../src/Wire/PciCapability.ts"
 import { IrqIndex, VfioRequest } from "../../src/Wire/VfioIoctl.ts"
 import { CONFIG_WIDTHS, encodeConfig, FeatureBit, featureMask, hasFeature } from "../../src/Wire/VirtioBlk.ts"
-import { config, usualFeatures } from "../Properties/facts.ts"
-import { FakeDevice } from "./FakeDevice.ts"
+import { FakeDevice } from "../../src/testing/FakeDevice.ts"
+import { FakeDisk } from "../../src/testing/FakeDisk.ts"
+import { usualFeatures } from "../../src/testing/FakeTransport.ts"
+import { config } from "../Properties/facts.ts"
 
 const { EBADF, EEXIST, EINVAL, EIO, EMSGSIZE, ENODEV, ENOENT, ENOTTY } = constants.errno
 
@@ -578,7 +580,7 @@ export class SimulatedVfio {
           indirect: hasFeature(this.driverFeatures, FeatureBit.INDIRECT_DESC),
           eventIdx: hasFeature(this.driverFeatures, FeatureBit.EVENT_IDX),
           maxSegments: 256,
-          disk: this.disk,
+          disk: new FakeDisk(this.disk),
           signal: () => this.#interrupt(vector, 1)
         })
       )

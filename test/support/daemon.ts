@@ -9,9 +9,9 @@ import { it } from "@effect/vitest"
 import { Effect, FileSystem, type Scope } from "effect"
 import { existsSync } from "node:fs"
 import { expect } from "vitest"
+import { make as random } from "../../src/SeededRandom.ts"
 import { VhostUser, VirtioBlk } from "../../src/index.ts"
 import { DiskImage, QemuStorageDaemon } from "../../src/testing/index.ts"
-import { random } from "./random.ts"
 import { leavesNothing } from "./resources.ts"
 
 export const KiB = 1024

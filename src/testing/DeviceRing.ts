@@ -9,6 +9,8 @@
 export interface Shared {
   readonly buffer: ArrayBufferLike
   readonly address: number
+  /** How long it is. A device keeps its own mapping of memory that the driver gives up. Default: as long as the buffer is. */
+  readonly length?: number
 }
 
 /** One element of a buffer. */
@@ -50,8 +52,8 @@ export interface DeviceRing {
   readonly askNotifications: (asks: boolean) => void
   /** Writes that a buffer of so many ring descriptors was used; the driver does not see it before {@link publish}. */
   readonly use: (id: number, length: number, descriptors: number) => void
-  /** Breaks the protocol: has used more than there is. */
-  readonly runAhead: () => void
+  /** Breaks the protocol: says to have used that many more, or one more in a packed ring, which has no count of them. */
+  readonly runAhead: (by: number) => void
   /** Shows what was used since the last time, and tells whether the driver asked for a signal. */
   readonly publish: () => boolean
 }
@@ -71,9 +73,10 @@ export class DeviceMemory {
 
   /** Finds the memory at a device address. */
   view(address: number, length: number): DataView {
-    for (const { address: base, buffer } of this.#shared) {
+    for (const { address: base, buffer, length: size = buffer.byteLength } of this.#shared) {
       const at = address - base
-      if (at >= 0 && at + length <= buffer.byteLength) return new DataView(buffer, at, length)
+      if (at < 0 || at + length > size) continue
+      return buffer.byteLength < size ? new DataView(new ArrayBuffer(length)) : new DataView(buffer, at, length)
     }
     throw new Error(`${length} bytes at device address ${address} are not mapped`)
   }

@@ -1,47 +1,95 @@
 /**
  * A vhost-user backend in this process, at the other end of a socket pair: it answers as its script says, remembers every
- * message it was sent with the descriptors that came along, and at one chosen message does one chosen wrong thing.
+ * message it was sent with the descriptors that came along, and does wrong things with its messages, by a plan or at one of them.
  *
- * It moves no data: its rings are set up and never served. It reads a message as real backends do, first the header and
- * then the payload, each to its exact length, so that descriptors are known to have come with the header.
+ * It moves no data: its rings are set up and never served (`FakeTransport` is what answers requests). It reads a message as real
+ * backends do, first the header and then the payload, each to its exact length, so that descriptors are known to have come with
+ * the header.
+ *
+ * @since 0.1.0
  */
-import { Effect, type Scope } from "effect"
-import * as Libc from "../../src/Native/Libc.ts"
-import * as Poll from "../../src/Native/Poll.ts"
-import * as Message from "../../src/Wire/VhostUserMessage.ts"
-import { FeatureBit, featureMask } from "../../src/Wire/VirtioBlk.ts"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Libc from "../Native/Libc.ts"
+import * as Poll from "../Native/Poll.ts"
+import * as SeededRandom from "../SeededRandom.ts"
+import * as Message from "../Wire/VhostUserMessage.ts"
+import { FeatureBit, featureMask } from "../Wire/VirtioBlk.ts"
+import * as FaultPlan from "./FaultPlan.ts"
 
 const { FrontendRequest, ProtocolFeature } = Message
 
-/** What may go wrong, instead of the reply that is due or beside it. */
-export type Fault =
-  /** The reply of another request. */
-  | "wrong request"
-  | "no reply flag"
-  | "wrong version"
-  /** A reply of half its payload, with a header that says so. */
-  | "wrong size"
-  /** A whole header, half of the payload, and the end of the stream. */
-  | "short payload and close"
-  /** A header that announces more than any message has. */
-  | "payload above the limit"
-  /** Descriptors beside the reply. */
-  | "extra descriptors"
-  /** The reply twice. */
-  | "reply twice"
-  | "acknowledge with 1"
-  /** The reply, and then the end: qemu-storage-daemon acknowledges messages that it dies of. */
-  | "reply and close"
-  | "silence"
-  | "close"
-  /** These bytes instead of a reply. */
-  | { readonly garbage: Uint8Array }
+/**
+ * What may go wrong at a message, instead of the reply that is due or beside it:
+ *
+ * - `wrong request`: the reply of another request. `no reply flag`, `wrong version`, `wrong flags` (any others).
+ * - `wrong size`: a reply of half its payload, with a header that says so. `any size`: one of up to 300 bytes.
+ * - `short payload and close`: a whole header, half of the payload, and the end of the stream.
+ * - `payload above the limit`: a header that announces more than any message has.
+ * - `flipped bit`: in header or payload. `garbage`: up to 64 bytes of anything.
+ * - `extra descriptors`: two beside the reply. `missing descriptors`: none, where some are due.
+ * - `reply twice`, `unasked message`: one that nobody asked for, before the reply.
+ * - `acknowledge with 1`: the backend refuses what it was told.
+ * - `reply and close`: the reply, and then the end: qemu-storage-daemon acknowledges messages that it dies of.
+ * - `close`: the end, without a reply. `silence`: no reply from then on.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type MessageFault = (typeof messageFaults)[number]
 
+const messageFaults = [
+  "wrong request",
+  "no reply flag",
+  "wrong version",
+  "wrong flags",
+  "wrong size",
+  "any size",
+  "short payload and close",
+  "payload above the limit",
+  "flipped bit",
+  "garbage",
+  "extra descriptors",
+  "missing descriptors",
+  "reply twice",
+  "unasked message",
+  "acknowledge with 1",
+  "reply and close",
+  "silence",
+  "close"
+] as const
+
+/**
+ * The kinds of {@link MessageFault}, all of which can happen at each message that the backend receives.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const sorts = { message: messageFaults } as const satisfies FaultPlan.Sorts<MessageFault>
+
+/**
+ * What goes wrong at a message that a test chooses: a fault, or these bytes instead of a reply.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Fault = MessageFault | { readonly garbage: Uint8Array }
+
+/**
+ * What a backend answers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Script {
+  /** Feature bits. */
   readonly features: bigint
+  /** Protocol feature bits. */
   readonly protocolFeatures: bigint
   readonly queues: bigint
+  /** How many memory regions it takes. */
   readonly slots: bigint
+  /** The configuration space. */
   readonly config: Uint8Array
   /** Answers GET_CONFIG of this size with an empty payload. */
   readonly refusesConfig: (size: number) => boolean
@@ -51,9 +99,16 @@ export interface Script {
   readonly byteByByte: boolean
   /** Goes wrong at the `occurrence`-th message (the first is 1) of this number. */
   readonly fault?: { readonly request: number; readonly occurrence?: number; readonly what: Fault } | undefined
+  /** Goes wrong by a plan, too. Default: not. */
+  readonly plan?: FaultPlan.FaultPlan<MessageFault>
 }
 
-/** A message as the backend received it. Its descriptors are the backend's, open until its Scope closes. */
+/**
+ * A message as the backend received it. Its descriptors are the backend's, open until its Scope closes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Received {
   readonly name: string
   readonly request: number
@@ -62,6 +117,12 @@ export interface Received {
   readonly fds: ReadonlyArray<number>
 }
 
+/**
+ * A backend.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface FakeBackend {
   /** The front-end's end of the socket pair: whoever connects with it owns it. */
   readonly fd: number
@@ -77,11 +138,20 @@ export interface FakeBackend {
   readonly answers: () => Uint8Array
   /** Ends the connection. */
   readonly hangUp: () => void
+  /** The faults of the plan so far: by itself a plan that does the same again. */
+  readonly acted: () => ReadonlyArray<FaultPlan.Fault<MessageFault>>
 }
 
 const { PROTOCOL_FEATURES } = FeatureBit
 
+/**
+ * Sets of protocol features.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
 export const protocolFeatures = {
+  /** All that this library makes use of. */
   all: featureMask(
     ProtocolFeature.MQ,
     ProtocolFeature.REPLY_ACK,
@@ -94,6 +164,12 @@ export const protocolFeatures = {
   least: featureMask(ProtocolFeature.CONFIG)
 }
 
+/**
+ * What a backend answers unless it is told otherwise.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
 export const defaults: Script = {
   features: featureMask(FeatureBit.VERSION_1, PROTOCOL_FEATURES),
   protocolFeatures: protocolFeatures.all,
@@ -105,6 +181,14 @@ export const defaults: Script = {
   byteByByte: false
 }
 
+/** The area of requests in flight (vhost-user: Inflight I/O tracking, split virtqueue): a header for each queue, and its entries. */
+const INFLIGHT_HEADER_BYTES = 16
+const INFLIGHT_ENTRY_BYTES = 16
+
+/** The most bytes of a reply that has any size, and of garbage. */
+const MOST_BYTES = 300
+const MOST_GARBAGE = 64
+
 /** Messages whose reply has a meaning of its own, whether or not NEED_REPLY is set. */
 const questions: ReadonlySet<number> = new Set([
   FrontendRequest.GET_FEATURES,
@@ -113,10 +197,32 @@ const questions: ReadonlySet<number> = new Set([
   FrontendRequest.GET_VRING_BASE,
   FrontendRequest.GET_CONFIG,
   FrontendRequest.GET_MAX_MEM_SLOTS,
-  FrontendRequest.GET_STATUS
+  FrontendRequest.GET_STATUS,
+  FrontendRequest.GET_INFLIGHT_FD
 ])
 
-/** Starts a backend that ends with the Scope. */
+/**
+ * Starts a backend that ends with the Scope.
+ *
+ * @example
+ * ```ts
+ * import { VhostUser, VirtioBlk } from "effect-blkio"
+ * import { FakeBackend } from "effect-blkio/testing"
+ * import { Effect } from "effect"
+ *
+ * // At the third message the backend gets, GET_PROTOCOL_FEATURES, it answers with half of what is due.
+ * const program = Effect.gen(function*() {
+ *   const backend = yield* FakeBackend.make({ plan: { faults: [{ kind: "wrong size", at: 2, value: 0 }] } })
+ *   const recipe = yield* VhostUser.make({ fd: backend.fd })
+ *   const error = yield* Effect.flip(VirtioBlk.make(recipe))
+ *   return [error._tag, ...backend.transcript()]
+ * })
+ * console.log((await Effect.runPromise(Effect.scoped(program))).join(" ")) // => "EPROTO SET_OWNER GET_FEATURES GET_PROTOCOL_FEATURES"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
 export const make = (changes: Partial<Script> = {}): Effect.Effect<FakeBackend, never, Scope.Scope> =>
   Effect.map(
     Effect.acquireRelease(Effect.sync(() => new Backend({ ...defaults, ...changes })), (backend) =>
@@ -133,13 +239,15 @@ export const make = (changes: Partial<Script> = {}): Effect.Effect<FakeBackend, 
       send: (bytes) => backend.send(bytes),
       request: (bytes, fds = []) => Libc.send(backend.channel, bytes, fds),
       answers: () => backend.answers(),
-      hangUp: () => backend.hangUp()
+      hangUp: () => backend.hangUp(),
+      acted: () => backend.faults.acted
     })
   )
 
 class Backend {
   readonly frontend: number
   readonly received: Array<Received> = []
+  readonly faults: FaultPlan.Acting<typeof sorts>
   readonly #socket: number
   readonly #script: Script
   readonly #watch: Poll.Watch
@@ -157,6 +265,7 @@ class Backend {
     this.frontend = frontend
     this.#socket = socket
     this.#script = script
+    this.faults = FaultPlan.begin(script.plan ?? FaultPlan.none, sorts)
     this.#watch = Poll.watch(socket, { readable: true }, () => {
       setImmediate(() => this.#read())
     })
@@ -235,16 +344,26 @@ class Backend {
   }
 
   #answer(message: Received): void {
+    const { request } = message
+    const planned = this.faults.next("message")
     if (this.#isSilent) return
-    const occurrence = (this.#seen.get(message.request) ?? 0) + 1
-    this.#seen.set(message.request, occurrence)
+    const occurrence = (this.#seen.get(request) ?? 0) + 1
+    this.#seen.set(request, occurrence)
     const { fault } = this.#script
-    const isDue = fault?.request === message.request && (fault.occurrence ?? 1) === occurrence
+    const isDue = fault?.request === request && (fault.occurrence ?? 1) === occurrence
     const payload = this.#reply(message)
-    if (isDue) this.#misbehave(fault.what, message, payload ?? Message.encodeU64(0n))
-    else if (payload !== undefined) {
-      this.send(Message.encodeMessage(message.request, Message.FLAG_REPLY, payload))
-    }
+    const fds = request === FrontendRequest.GET_INFLIGHT_FD ? [this.#inflightFd(payload)] : []
+    if (isDue) this.#misbehave(fault.what, 0, message, payload ?? Message.encodeU64(0n), fds)
+    else if (planned !== undefined) {
+      this.#misbehave(planned.kind, planned.value, message, payload ?? Message.encodeU64(0n), fds)
+    } else if (payload !== undefined) this.send(Message.encodeMessage(request, Message.FLAG_REPLY, payload), fds)
+    fds.forEach(Libc.close)
+  }
+
+  /** Makes the area in which requests in flight are noted, as large as the reply says. */
+  #inflightFd(payload: Uint8Array | undefined): number {
+    const size = payload === undefined ? 0 : Message.decodeInflight(payload).mmapSize
+    return Libc.createMemoryFile("effect-blkio-inflight", size)
   }
 
   #reply({ flags, payload, request }: Received): Uint8Array | undefined {
@@ -267,6 +386,11 @@ class Backend {
         if (script.refusesConfig(size)) return new Uint8Array(0)
         return Message.encodeConfig({ offset: 0, size, flags: 0, region: script.config.subarray(0, size) })
       }
+      case FrontendRequest.GET_INFLIGHT_FD: {
+        const { numQueues, queueSize } = Message.decodeInflight(payload)
+        const mmapSize = Math.max(1, numQueues) * (INFLIGHT_HEADER_BYTES + INFLIGHT_ENTRY_BYTES * queueSize)
+        return Message.encodeInflight({ mmapSize, mmapOffset: 0, numQueues, queueSize })
+      }
       case FrontendRequest.SET_STATUS:
         this.#status = Message.decodeU64(payload)
     }
@@ -274,9 +398,16 @@ class Backend {
     return flags === Message.FLAG_NEED_REPLY ? Message.encodeU64(0n) : undefined
   }
 
-  #misbehave(what: Fault, { request }: Received, payload: Uint8Array): void {
+  #misbehave(
+    what: Fault,
+    value: number,
+    { request }: Received,
+    payload: Uint8Array,
+    fds: ReadonlyArray<number>
+  ): void {
     const reply = Message.encodeMessage(request, Message.FLAG_REPLY, payload)
     if (typeof what === "object") return this.send(what.garbage)
+    const next = SeededRandom.make(value)
     switch (what) {
       case "wrong request":
         return this.send(Message.encodeMessage(request + 1, Message.FLAG_REPLY, payload))
@@ -285,23 +416,40 @@ class Backend {
       case "wrong version":
         reply[4] = Message.FLAG_REPLY | 2
         return this.send(reply)
+      case "wrong flags":
+        new DataView(reply.buffer).setUint32(4, next(2 ** 32), true)
+        return this.send(reply)
       case "wrong size":
         return this.send(Message.encodeMessage(request, Message.FLAG_REPLY, payload.subarray(payload.length / 2)))
+      case "any size":
+        return this.send(Message.encodeMessage(request, Message.FLAG_REPLY, bytesOf(next, next(MOST_BYTES))))
       case "short payload and close":
         this.send(reply.subarray(0, Message.HEADER_BYTES + payload.length / 2))
         return this.hangUp()
       case "payload above the limit":
         new DataView(reply.buffer).setUint32(8, Message.MAX_PAYLOAD_BYTES + 1, true)
         return this.send(reply)
+      case "flipped bit": {
+        const at = next(reply.length)
+        reply[at] = (reply[at] ?? 0) ^ 1 << next(8)
+        return this.send(reply, fds)
+      }
+      case "garbage":
+        return this.send(bytesOf(next, next(MOST_GARBAGE)))
       case "extra descriptors":
-        return this.send(reply, [this.#socket, this.#socket])
-      case "reply twice":
-        this.send(reply)
+        return this.send(reply, [...fds, this.#socket, this.#socket])
+      case "missing descriptors":
         return this.send(reply)
+      case "reply twice":
+        this.send(reply, fds)
+        return this.send(reply)
+      case "unasked message":
+        this.send(Message.encodeMessage(next(64), Message.FLAG_REPLY, Message.encodeU64(0n)))
+        return this.send(reply, fds)
       case "acknowledge with 1":
         return this.send(Message.encodeMessage(request, Message.FLAG_REPLY, Message.encodeU64(1n)))
       case "reply and close":
-        this.send(reply)
+        this.send(reply, fds)
         return this.hangUp()
       case "silence":
         this.#isSilent = true
@@ -311,3 +459,6 @@ class Backend {
     }
   }
 }
+
+const bytesOf = (next: SeededRandom.SeededRandom, length: number): Uint8Array =>
+  Uint8Array.from({ length }, () => next(256))

@@ -10,7 +10,7 @@ import {
   USED_NO_NOTIFY,
   USED_RING,
   usedAvailEvent
-} from "../../src/Wire/SplitRing.ts"
+} from "../Wire/SplitRing.ts"
 import { type Chain, type DeviceRing, type DeviceRingOptions, INDIRECT, NEXT, WRITE } from "./DeviceRing.ts"
 
 const u16 = (n: number): number => n & 0xffff
@@ -79,8 +79,8 @@ export class SplitDeviceRing implements DeviceRing {
     this.#usedIdx = u16(this.#usedIdx + 1)
   }
 
-  runAhead(): void {
-    this.#usedIdx = u16(this.#usedIdx + this.#options.ring.queueSize)
+  runAhead(by: number): void {
+    this.#usedIdx = u16(this.#usedIdx + by)
   }
 
   /** §2.7.7. */
@@ -97,10 +97,12 @@ export class SplitDeviceRing implements DeviceRing {
   }
 
   #chain(table: number, from: number, limit: number) {
-    const chain = [this.#descriptor(table, from)]
-    for (let last = chain[0]!; (last.flags & NEXT) !== 0; chain.push(last)) {
+    let last = this.#descriptor(table, from)
+    const chain = [last]
+    while ((last.flags & NEXT) !== 0) {
       if (last.next >= limit || chain.length >= limit) throw new Error(`a chain leaves its table of ${limit}`)
       last = this.#descriptor(table, last.next)
+      chain.push(last)
     }
     return chain
   }
