@@ -4,7 +4,7 @@
  * more, or less, than a crash may make it forget.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { random } from "../support/random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import { BLOCK_BYTES, BLOCK_WORDS, type Content, fill, identify, wordsOf } from "./Blocks.ts"
 import { Oracle, type WriteEnd } from "./Oracle.ts"
 

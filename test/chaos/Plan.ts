@@ -1,5 +1,5 @@
 /** What a run does to its backend, and when: the same for the same seed. */
-import { random } from "../support/random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 
 /** One thing done to a backend. */
 export type Disturbance =

@@ -7,9 +7,9 @@
 import type * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, Fiber, FileSystem, Schedule, type Scope, Stream } from "effect"
 import { closeSync, openSync, readSync } from "node:fs"
-import { type Errno, type IoQueue, VhostUser, VirtioBlk } from "../../src/index.ts"
+import { make as random } from "../../src/SeededRandom.ts"
+import { VhostUser, VirtioBlk } from "../../src/index.ts"
 import { DiskImage } from "../../src/testing/index.ts"
-import { random } from "../support/random.ts"
 import { backends, type Disk } from "./Backends.ts"
 import { BLOCK_BYTES, identify, wordsOf } from "./Blocks.ts"
 import { Findings } from "./Findings.ts"
@@ -17,7 +17,7 @@ import { leavingNothing } from "./Leftovers.ts"
 import { Oracle } from "./Oracle.ts"
 import { planOf } from "./Plan.ts"
 import * as Supervisor from "./Supervisor.ts"
-import { Traffic } from "./Traffic.ts"
+import { type Failure, Traffic } from "./Traffic.ts"
 import * as Workers from "./Workers.ts"
 
 export interface Options {
@@ -55,7 +55,7 @@ const lossTags: ReadonlySet<string> = new Set(["ENOTCONN", "ETIMEDOUT"])
 const openTags: ReadonlySet<string> = new Set([...lossTags, "ENOENT", "ECONNREFUSED", "ECONNRESET", "EPIPE"])
 
 /** Whether a request may fail like this. What survives a reconnection leaves only a flush to tell of it. */
-const isExpected = ({ reconnect }: Options) => (operation: string, { _tag }: IoQueue.RequestFailure): boolean =>
+const isExpected = ({ reconnect }: Options) => (operation: string, { _tag }: Failure): boolean =>
   reconnect ? operation === "flush" && _tag === "EIO" : lossTags.has(_tag)
 
 /** How long a run may take at most, in milliseconds. */
@@ -96,7 +96,7 @@ const disturbed = Effect.fnUntraced(function*(
 
   let openedAtUpMs = 0
   /** Opens the disk anew until it was used to the end. */
-  const sessions = <E extends { readonly _tag: Errno.Tag; readonly message: string }>(
+  const sessions = <E extends Failure>(
     use: (device: Workers.Device) => Effect.Effect<boolean, E, Scope.Scope>
   ) =>
     Effect.scoped(Effect.gen(function*() {

@@ -2,7 +2,7 @@
  * Random requests to a disk, each checked by the oracle when it ends: reads and writes of one or several blocks, by one buffer
  * or several, some of them stable at once (FUA), zeroes, and flushes.
  */
-import type { IoQueue } from "../../src/index.ts"
+import type { Errno, IoQueue } from "../../src/index.ts"
 import { IoQueue as Queues } from "../../src/index.ts"
 import { BLOCK_BYTES, BLOCK_WORDS, fill, identify } from "./Blocks.ts"
 import type { Findings } from "./Findings.ts"
@@ -21,11 +21,17 @@ export interface Slot {
   readonly words: Uint32Array
 }
 
+/** Why a request, or a call of a store, failed. */
+export interface Failure {
+  readonly _tag: Errno.Tag
+  readonly message: string
+}
+
 /** A request that the oracle knows of. It must be ended once. */
 export interface Operation {
   readonly request: IoQueue.Request
   /** Where the request failed, with its failure. */
-  readonly end: (failure: IoQueue.RequestFailure | undefined) => void
+  readonly end: (failure: Failure | undefined) => void
 }
 
 /** An operation as a stream of requests has it: a request with its own end. */
@@ -39,7 +45,7 @@ export interface TrafficOptions {
   /** Milliseconds that the backend could have answered in. */
   readonly upMs: () => number
   /** Whether a request may fail like this. */
-  readonly isExpected: (operation: string, failure: IoQueue.RequestFailure) => boolean
+  readonly isExpected: (operation: string, failure: Failure) => boolean
   /** Hears when a write or flush is about to be asked for, and when it was acknowledged. */
   readonly journal?: Journal
 }

@@ -1,33 +1,45 @@
 /**
  * Fibers that keep a device busy: on each queue some ask for one request after another, and some send a few at a time through
- * a stream.
+ * a stream; others use the device as a store, with memory that it does not reach.
  */
 import { Cause, Effect, Exit, Stream } from "effect"
-import { type BlockDevice, type IoQueue, VirtioBlk } from "../../src/index.ts"
+import { type BlockDevice, IoQueue, type VirtioBlk } from "../../src/index.ts"
 import { BLOCK_BYTES, wordsOf } from "./Blocks.ts"
 import type { Findings } from "./Findings.ts"
-import { MAX_BLOCKS, MAX_BYTES, type Operation, type Slot, type Tracked, type Traffic } from "./Traffic.ts"
+import {
+  type Failure,
+  MAX_BLOCKS,
+  MAX_BYTES,
+  type Operation,
+  type Slot,
+  type Tracked,
+  type Traffic
+} from "./Traffic.ts"
 
 export type Device = typeof BlockDevice.Service
 
-/** How many fibers of each kind a queue has, and how many requests a stream has at a time. */
+/** How many fibers there are. */
 export interface Load {
+  /** Of each queue, with one request at a time. */
   readonly requesters: number
+  /** Of each queue, with streams of `streamLength` requests. */
   readonly streamers: number
   readonly streamLength: number
+  /** Of the device, with one call at a time. */
+  readonly callers: number
 }
 
 /** Enough to have many requests in flight whenever the backend goes. */
-export const heavy: Load = { requesters: 12, streamers: 2, streamLength: 10 }
+export const heavy: Load = { requesters: 10, streamers: 2, streamLength: 10, callers: 4 }
 /** So little that what a log has one after another was mostly asked for one after another. */
-export const light: Load = { requesters: 2, streamers: 1, streamLength: 2 }
+export const light: Load = { requesters: 1, streamers: 1, streamLength: 2, callers: 2 }
 
 export const QUEUES = 2
 
 /** How the device of a run is started. */
 export const options = { numQueues: QUEUES, queueSize: 64 } as const satisfies VirtioBlk.Options
 
-const slotsOf = (bytes: Uint8Array): ReadonlyArray<Slot> =>
+const slotsOf = (bytes: Uint8Array): Array<Slot> =>
   Array.from({ length: bytes.length / MAX_BYTES }, (_, i) => {
     const part = bytes.subarray(i * MAX_BYTES, (i + 1) * MAX_BYTES)
     return { bytes: part, words: wordsOf(part) }
@@ -53,12 +65,33 @@ const ask = (queue: IoQueue.IoQueue, request: IoQueue.Request): Effect.Effect<vo
   }
 }
 
-/** Failures after which nothing else can be asked of the device. */
-const isFatal = ({ _tag }: IoQueue.RequestFailure): boolean => _tag !== "EIO"
+/** Does what a request says by the call of a store. */
+const call = (disk: Device, request: IoQueue.Request): Effect.Effect<void, Failure> => {
+  const fua = ((request.flags ?? 0) & IoQueue.RequestFlag.FUA) !== 0
+  switch (request._tag) {
+    case "read":
+      return disk.read(request.offset, [request.buffer])
+    case "write":
+      return disk.write(request.offset, [request.buffer], { fua })
+    case "readv":
+      return disk.read(request.offset, request.buffers)
+    case "writev":
+      return disk.write(request.offset, request.buffers, { fua })
+    case "writeZeroes":
+      return disk.writeZeroes(request.offset, request.length, { fua })
+    case "discard":
+      return disk.discard(request.offset, request.length)
+    case "flush":
+      return disk.flush
+  }
+}
 
-/** Carries an operation out, and tells whether the device can be asked for more. */
-const carryOut = (queue: IoQueue.IoQueue, { end, request }: Operation): Effect.Effect<boolean> =>
-  ask(queue, request).pipe(
+/** Failures after which nothing else can be asked of the device. */
+const isFatal = ({ _tag }: Failure): boolean => _tag !== "EIO"
+
+/** Ends an operation as its request ends, and tells whether the device can be asked for more. */
+const finish = (effect: Effect.Effect<void, Failure>, { end }: Operation): Effect.Effect<boolean> =>
+  effect.pipe(
     Effect.matchEager({
       onSuccess: () => {
         end(undefined)
@@ -78,14 +111,14 @@ const stream = (
   findings: Findings
 ): Effect.Effect<boolean> => {
   const waiting = new Set<Tracked>(operations.map(({ end, request }) => ({ ...request, end })))
-  const finish = (tracked: Tracked, failure: IoQueue.RequestFailure | undefined) => {
+  const endOne = (tracked: Tracked, failure: Failure | undefined) => {
     waiting.delete(tracked)
     tracked.end(failure)
   }
   return queue.process(Stream.fromIterable([...waiting])).pipe(
     Stream.runForEachArray((completions) =>
       Effect.sync(() => {
-        for (const { error, request } of completions) finish(request, error)
+        for (const { error, request } of completions) endOne(request, error)
       })
     ),
     Effect.matchEager({
@@ -94,12 +127,16 @@ const stream = (
         return true
       },
       onFailure: (failure) => {
-        for (const tracked of waiting) finish(tracked, failure)
+        for (const tracked of waiting) endOne(tracked, failure)
         return false
       }
     })
   )
 }
+
+/** Asks a queue for an operation's request. */
+const request = (queue: IoQueue.IoQueue, operation: Operation): Effect.Effect<boolean> =>
+  finish(ask(queue, operation.request), operation)
 
 /** Whatever a fiber dies of is a finding. */
 const reportDefects = (findings: Findings) => <A, E>(effect: Effect.Effect<A, E>) =>
@@ -115,40 +152,39 @@ export const keepBusy = Effect.fnUntraced(function*(
   disk: Device,
   traffic: Traffic,
   findings: Findings,
-  { requesters, streamLength, streamers }: Load,
+  { callers, requesters, streamLength, streamers }: Load,
   isOver: () => boolean
 ) {
-  const fibers = yield* Effect.forEach(
-    disk.queues,
-    (queue) =>
-      Effect.map(disk.allocate((requesters + streamers * streamLength) * MAX_BYTES), ({ bytes }) => {
-        const slots = slotsOf(bytes)
-        const begin = (from: number, count: number) =>
-          slots.slice(from, from + count).flatMap((slot) => traffic.next(slot, disk.capacity) ?? [])
-        /** A fiber that takes so many slots, from `from` on. */
-        const fiber = (
-          from: number,
-          count: number,
-          run: (operations: ReadonlyArray<Operation>) => Effect.Effect<boolean>
-        ) =>
-          Effect.gen(function*() {
-            while (!isOver()) {
-              const operations = begin(from, count)
-              if (operations.length === 0) yield* Effect.yieldNow
-              else if (!(yield* run(operations))) return
-            }
-          }).pipe(reportDefects(findings))
-        return [
-          ...Array.from({ length: requesters }, (_, i) =>
-            fiber(i, 1, ([operation]) =>
-              operation === undefined ? Effect.succeed(true) : carryOut(queue, operation))),
-          ...Array.from({ length: streamers }, (_, i) =>
-            fiber(requesters + i * streamLength, streamLength, (operations) =>
-              stream(queue, operations, findings)))
-        ]
-      })
+  /** Begins operations with all of these slots, again and again. */
+  const fiber = (
+    slots: ReadonlyArray<Slot>,
+    carryOut: (operations: ReadonlyArray<Operation>) => Effect.Effect<boolean>
+  ) =>
+    Effect.gen(function*() {
+      while (!isOver()) {
+        const operations = slots.flatMap((slot) => traffic.next(slot, disk.capacity) ?? [])
+        if (operations.length === 0) yield* Effect.yieldNow
+        else if (!(yield* carryOut(operations))) return
+      }
+    }).pipe(reportDefects(findings))
+  /** As the one before, with one slot. */
+  const fiberOfOne = (slot: Slot, carryOut: (operation: Operation) => Effect.Effect<boolean>) =>
+    fiber([slot], ([operation]) => operation === undefined ? Effect.succeed(true) : carryOut(operation))
+
+  const fibers = slotsOf(new Uint8Array(callers * MAX_BYTES)).map((slot) =>
+    fiberOfOne(slot, (operation) => finish(call(disk, operation.request), operation))
   )
-  yield* Effect.all(fibers.flat(), { concurrency: "unbounded", discard: true })
+  for (const queue of disk.queues) {
+    const { bytes } = yield* disk.allocate((requesters + streamers * streamLength) * MAX_BYTES)
+    const slots = slotsOf(bytes)
+    for (const slot of slots.splice(0, requesters)) {
+      fibers.push(fiberOfOne(slot, (operation) => request(queue, operation)))
+    }
+    while (slots.length > 0) {
+      fibers.push(fiber(slots.splice(0, streamLength), (operations) => stream(queue, operations, findings)))
+    }
+  }
+  yield* Effect.all(fibers, { concurrency: "unbounded", discard: true })
 })
 
 /** Flushes, reads every block, and tells whether the device could be asked to the end. */
@@ -158,12 +194,12 @@ export const readAll = Effect.fnUntraced(function*(disk: Device, traffic: Traffi
   const slot = { bytes, words: wordsOf(bytes) }
   // The first one may have to say that there was a loss.
   for (let i = 0; i < 2; i++) {
-    if (!(yield* carryOut(queue, traffic.flush()))) return false
+    if (!(yield* request(queue, traffic.flush()))) return false
   }
   const reachable = Math.min(blocks, Math.floor(disk.capacity / BLOCK_BYTES))
   for (let first = 0; first < reachable; first += MAX_BLOCKS) {
     const count = Math.min(MAX_BLOCKS, reachable - first)
-    if (!(yield* carryOut(queue, traffic.read(slot, first, count)))) return false
+    if (!(yield* request(queue, traffic.read(slot, first, count)))) return false
   }
   return true
 })

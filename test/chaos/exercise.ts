@@ -1,6 +1,6 @@
 /** Checked traffic on one device, whose backend nobody kills. */
 import { Effect } from "effect"
-import { random } from "../support/random.ts"
+import { make as random } from "../../src/SeededRandom.ts"
 import type { Findings } from "./Findings.ts"
 import { Oracle } from "./Oracle.ts"
 import { Traffic, type TrafficOptions } from "./Traffic.ts"

@@ -14,13 +14,17 @@ import { limitOf, run } from "./Run.ts"
 const positive = (name: string) =>
   Flag.String(name).pipe(Flag.withSchema(Schema.FiniteFromString.check(Schema.isGreaterThan(0))))
 
+/** Seeds are 32 bits, and stand in each block. */
+const SEEDS = 2 ** 32
+
 const seed = Flag.Int("seed").pipe(
+  Flag.filter((n) => n >= 0 && n < SEEDS, () => `0 to ${SEEDS - 1}`),
   Flag.optional,
   Flag.withDescription("Repeats a run, as far as real processes allow. Default: any")
 )
 
 const seedOr = (given: Option.Option<number>): number =>
-  Option.getOrElse(given, () => Math.floor(Math.random() * 2 ** 32))
+  Option.getOrElse(given, () => Math.floor(Math.random() * SEEDS))
 
 /** Ends the process where a run has not ended in time, though everything in it should be bounded. */
 const endAfter = (limitMs: number) =>
@@ -76,7 +80,7 @@ const kills = Command.make(
   Effect.fnUntraced(function*({ backend, kills, reconnect, runs, seconds, seed }) {
     const first = seedOr(seed)
     for (let i = 0; i < runs; i++) {
-      const options = { backend, kills, reconnect, seconds, seed: first + i }
+      const options = { backend, kills, reconnect, seconds, seed: (first + i) % SEEDS }
       const how = `--backend ${backend} --kills ${kills} --seconds ${seconds}${reconnect ? " --reconnect" : ""}`
       yield* Console.log(`--seed ${options.seed} ${how}`)
       const { blocks, done, findings, seconds: took } = yield* Effect.scoped(
