@@ -50,7 +50,7 @@ const recorded = Effect.fnUntraced(function*(seed: number, writes: number, findi
       file: { driver: "file", filename: image },
       log: { driver: "file", filename: log }
     }, { numQueues: Workers.QUEUES })
-    const device = yield* VirtioBlk.make(yield* VhostUser.make({ path: socketPath }), Workers.options)
+    const device = yield* VirtioBlk.make(yield* VhostUser.make({ path: socketPath }), Workers.optionsOf(seed))
     // The log counts its entries at each flush, and there is one in the end.
     yield* exercise(device, findings, {
       seed,

@@ -92,7 +92,7 @@ const disturbed = Effect.fnUntraced(function*(
     path: supervised.socketPath,
     ...options.reconnect ? { reconnect: Schedule.spaced(REOPEN_EVERY_MS) } : {}
   }))
-  const open = VirtioBlk.make(transport, { ...Workers.options, deviceTimeout: DEVICE_TIMEOUT_MS })
+  const open = VirtioBlk.make(transport, { ...Workers.optionsOf(options.seed), deviceTimeout: DEVICE_TIMEOUT_MS })
 
   let openedAtUpMs = 0
   /** Opens the disk anew until it was used to the end. */

@@ -68,6 +68,7 @@ export const make = Effect.fnUntraced(function*(start: Start, disk: Disk, folder
     yield* running.kill(signal)
     yield* running.ended
     upTime.stop()
+    // It acknowledges nothing any more, and the next one does not yet.
     oracle.crash()
     yield* Scope.close(scope, Exit.void)
     yield* Effect.sleep(downMs)

@@ -36,8 +36,17 @@ export const light: Load = { requesters: 1, streamers: 1, streamLength: 2, calle
 
 export const QUEUES = 2
 
-/** How the device of a run is started. */
+/** How a device is started, unless {@link optionsOf} says otherwise. */
 export const options = { numQueues: QUEUES, queueSize: 64 } as const satisfies VirtioBlk.Options
+
+const waysToWait: ReadonlyArray<VirtioBlk.Options> = [
+  { ...options, waiting: "adaptive" },
+  { ...options, waiting: "event" },
+  { ...options, numQueues: QUEUES - 1, numPollQueues: 1 }
+]
+
+/** How the device of a run is started: seeds take turns in the ways of waiting. */
+export const optionsOf = (seed: number): VirtioBlk.Options => waysToWait[seed % waysToWait.length] ?? options
 
 const slotsOf = (bytes: Uint8Array): Array<Slot> =>
   Array.from({ length: bytes.length / MAX_BYTES }, (_, i) => {
@@ -174,7 +183,7 @@ export const keepBusy = Effect.fnUntraced(function*(
   const fibers = slotsOf(new Uint8Array(callers * MAX_BYTES)).map((slot) =>
     fiberOfOne(slot, (operation) => finish(call(disk, operation.request), operation))
   )
-  for (const queue of disk.queues) {
+  for (const queue of disk.ownQueues) {
     const { bytes } = yield* disk.allocate((requesters + streamers * streamLength) * MAX_BYTES)
     const slots = slotsOf(bytes)
     for (const slot of slots.splice(0, requesters)) {
