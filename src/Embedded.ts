@@ -152,7 +152,7 @@ const embed = Effect.fn("Embedded.make")(function*(
     driver: "virtio-blk-vhost-user",
     path: "",
     fd: -1,
-    connect: Effect.flatMap(copyOf(ours), (fd) => VhostUserConnection.make(fd, REPLY_TIMEOUT_MS))
+    connect: Effect.flatMap(copyOf(ours), (fd) => VhostUserConnection.make(fd, REPLY_TIMEOUT_MS, false))
   }
   return yield* VirtioBlk.make(transport, options)
 })

@@ -1,5 +1,5 @@
 /**
- * The rings of a device on one connection: their memory, and the start of its queues with them.
+ * The rings of a device's queues: their memory, and the start of the queues with them.
  *
  * @since 0.1.0
  */
@@ -14,7 +14,7 @@ import type { DriverRing, RingKind, RingOptions } from "../Queue/DriverRing.ts"
 import { statusOf } from "../Queue/DriverRing.ts"
 import { PackedRing } from "../Queue/PackedRing.ts"
 import { SplitRing } from "../Queue/SplitRing.ts"
-import type { Connection, ConnectionError, QueueChannel } from "../Transport/Transport.ts"
+import type { Connection, ConnectionError, QueueAddresses, QueueChannel } from "../Transport/Transport.ts"
 import { FeatureBit, hasFeature, ID_BYTES, RequestType, Status } from "../Wire/VirtioBlk.ts"
 
 /** What starting a device's queues may fail with, once its settings were checked. */
@@ -33,38 +33,54 @@ export interface Rings {
   readonly channels: ReadonlyArray<QueueChannel>
 }
 
-/** What rings are to go on with, and where channels belong that they do not have yet. */
+/** Of what a ring begins at a multiple, in bytes. */
+const ALIGNMENT = 64
+
+/** Where rings come from, and where what they need belongs. */
 export interface OpenOptions {
-  readonly channels: ReadonlyArray<QueueChannel> | undefined
+  /**
+   * Rings that a lost connection has left and that go on with another backend, which finds what it has to do in the record of the
+   * one before. Default: new ones.
+   */
+  readonly left?: Rings | undefined
+  /** The channels of the queues, where they have some. */
+  readonly channels?: ReadonlyArray<QueueChannel> | undefined
+  /** What new rings belong to. */
+  readonly ringScope: Scope.Scope
+  /** What new channels belong to. */
   readonly channelScope: Scope.Scope
 }
 
-const ALIGNMENT = 64
-
-/** Makes rings as the properties say, and starts the device's queues with them; they are stopped with the Scope. */
+/** Starts the device's queues, as the properties say; they are stopped with the Scope. */
 export const open = Effect.fnUntraced(function*(
   connection: Connection,
   properties: PropertyState,
-  { channelScope, channels: before }: OpenOptions
+  { channelScope, channels: known, left, ringScope }: OpenOptions
 ): Effect.fn.Return<Rings, StartDeviceError, Scope.Scope> {
-  const features = properties.device?.features ?? 0n
+  const { Ring, options } = layoutOf(properties)
   const count = properties.value("num-queues") + properties.value("num-poll-queues")
-  const options: RingOptions = {
-    queueSize: properties.value("queue-size"),
-    maxSegments: properties.value("max-segments"),
-    indirect: hasFeature(features, FeatureBit.INDIRECT_DESC),
-    eventIdx: hasFeature(features, FeatureBit.EVENT_IDX)
-  }
-  const Ring: RingKind = hasFeature(features, FeatureBit.RING_PACKED) ? PackedRing : SplitRing
   const offsets = Array.from({ length: count }, (_, i) => i * Ring.bytes(options))
-  const memory = yield* MemoryRegion.allocate(count * Ring.bytes(options) + ALIGNMENT)
-  const address = yield* Effect.acquireRelease(connection.map(memory), () => connection.unmap(memory))
-  const rings = offsets.map((offset) => new Ring(options, { buffer: memory.bytes.buffer, offset, address }))
+  // Behind the rings there is room for the device's identity.
+  const bytes = count * Ring.bytes(options) + ALIGNMENT
+  const memory = left?.memory ?? (yield* Scope.provide(MemoryRegion.allocate(bytes), ringScope))
+  const address = yield* Effect.acquireRelease(
+    connection.map(memory, left?.address),
+    () => connection.unmap(memory)
+  )
+  const rings = left?.rings ??
+    offsets.map((offset) => new Ring(options, { buffer: memory.bytes.buffer, offset, address }))
   // Also where the start does not end well: the device lets go of the rings before their memory goes.
   yield* Effect.addFinalizer(() => connection.stop)
-  const channels = yield* before === undefined
-    ? Scope.provide(connection.start(rings), channelScope)
-    : connection.start(rings, before)
+  const addresses = rings.map(({ avail, descriptors, queueSize, used, usedPosition }): QueueAddresses => ({
+    avail,
+    descriptors,
+    queueSize,
+    used,
+    ...(left === undefined ? {} : { base: usedPosition })
+  }))
+  const channels = yield* known === undefined
+    ? Scope.provide(connection.start(addresses), channelScope)
+    : connection.start(addresses, known)
   return { layout: Ring === PackedRing ? "packed" : "split", options, memory, address, rings, offsets, channels }
 })
 
@@ -72,13 +88,15 @@ export const open = Effect.fnUntraced(function*(
 const LOOK_MS = 1
 const PATIENCE_MS = 5000
 
-/** Asks the device for its identity (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID); empty where it tells none. */
+/**
+ * Asks the device for its identity (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) on rings that are not in use yet; empty where it
+ * tells none.
+ */
 export const identify = (
   { lost }: Connection,
   { address, channels: [channel], memory, rings: [ring] }: Rings
 ): Effect.Effect<string, ConnectionError> => {
   if (ring === undefined || channel === undefined) return Effect.succeed("")
-  // Behind the rings there is room for it.
   const at = memory.length - ALIGNMENT
   const answer = new Uint32Array(1)
   const ask = Effect.sync(() => {
@@ -86,7 +104,7 @@ export const identify = (
     ring.publish()
     channel.notify()
   })
-  const look = Effect.suspend((): Exit.Exit<string | undefined, ConnectionError> => {
+  const look = Effect.suspend((): Exit.Exit<string | undefined, Errno.EPROTO> => {
     const count = ring.drain(answer)
     if (count < 0) {
       return Exit.fail(new Errno.EPROTO({ operation: "identify", detail: ring.fault ?? "the ring is broken" }))
@@ -95,7 +113,7 @@ export const identify = (
     if (statusOf(answer[0] ?? 0) !== Status.OK) return Exit.succeed("")
     return Exit.succeed(Buffer.from(memory.bytes.subarray(at, at + ID_BYTES)).toString("latin1").replace(/[\0 ]+$/, ""))
   })
-  const wait: Effect.Effect<string, ConnectionError> = Effect.flatMap(
+  const wait: Effect.Effect<string, Errno.EPROTO> = Effect.flatMap(
     look,
     (name) => name === undefined ? Effect.andThen(Effect.sleep(LOOK_MS), wait) : Effect.succeed(name)
   )
@@ -106,4 +124,18 @@ export const identify = (
       orElse: () => new Errno.ETIMEDOUT({ operation: "identify", detail: `no answer within ${PATIENCE_MS} ms` })
     })
   )
+}
+
+/** What rings are like, by the properties. */
+const layoutOf = (properties: PropertyState): { readonly Ring: RingKind; readonly options: RingOptions } => {
+  const features = properties.device?.features ?? 0n
+  return {
+    Ring: hasFeature(features, FeatureBit.RING_PACKED) ? PackedRing : SplitRing,
+    options: {
+      queueSize: properties.value("queue-size"),
+      maxSegments: properties.value("max-segments"),
+      indirect: hasFeature(features, FeatureBit.INDIRECT_DESC),
+      eventIdx: hasFeature(features, FeatureBit.EVENT_IDX)
+    }
+  }
 }

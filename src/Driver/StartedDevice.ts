@@ -18,6 +18,8 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
@@ -160,33 +162,42 @@ export interface StartOptions {
   readonly isClosing: () => boolean
 }
 
+/** How long a backend that was given requests and did not start may take to let go of them. */
+const RELEASE_TIMEOUT = Duration.seconds(5)
+
 /** Subscribers to configuration changes that fall behind by more than this miss the oldest. */
 const CHANGES_KEPT = 16
 
-/** A link with rings on it. */
+/** Rings on a link. */
 interface Linked {
   readonly rings: Rings.Rings
-  /** Where the rings belong to. */
-  readonly scope: Scope.Scope
-  /** Stops the queues, and frees the rings. */
-  readonly close: Effect.Effect<void>
+  /** What the rings belong to. */
+  readonly ringScope: Scope.Closeable
+  /** What belongs to them on this link. */
+  readonly scope: Scope.Closeable
 }
 
-/** Puts rings on a link, in a Scope of their own. */
-const link = (
+/** Puts rings on a link: new ones, or those of the link before. */
+const put = (
   { connection }: Link,
   properties: PropertyState,
   parent: Scope.Scope,
-  channels?: ReadonlyArray<QueueChannel>
+  channels?: ReadonlyArray<QueueChannel>,
+  left?: Linked
 ): Effect.Effect<Linked, StartDeviceError> =>
   Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+    const ringScope = left?.ringScope ?? (yield* Scope.fork(parent))
     const scope = yield* Scope.fork(parent)
-    const rings = yield* Rings.open(connection, properties, { channels, channelScope: parent }).pipe(
+    const options = { left: left?.rings, channels, ringScope, channelScope: parent }
+    const rings = yield* Rings.open(connection, properties, options).pipe(
       restore,
       Scope.provide(scope),
-      Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      Effect.onError((cause) => {
+        const exit = Exit.failCause(cause)
+        return Effect.andThen(Scope.close(scope, exit), left === undefined ? Scope.close(ringScope, exit) : Effect.void)
+      })
     )
-    return { rings, scope, close: Scope.close(scope, Exit.void) }
+    return { rings, ringScope, scope }
   }))
 
 /** Starts a connected device's queues, as its properties say. */
@@ -198,7 +209,7 @@ export const start = Effect.fnUntraced(function*(
   const { reconnect: policy } = way.recipe
   const eventQueues = properties.value("num-queues")
   const scope = yield* Effect.scope
-  let linked = yield* link(way.link, properties, scope)
+  let linked = yield* put(way.link, properties, scope)
   const identity = policy === undefined ? "" : yield* Rings.identify(way.link.connection, linked.rings)
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
@@ -232,6 +243,7 @@ export const start = Effect.fnUntraced(function*(
   /** Done when the link there is was followed by another, or by none. */
   let followed = Deferred.makeUnsafe<void>()
   let lostBy: DeviceFailure | undefined
+  let attending: Fiber.Fiber<void> | undefined
   /** Gives the device up. */
   const fail = (failure: DeviceFailure) => {
     if (lostBy !== undefined) return
@@ -239,6 +251,7 @@ export const start = Effect.fnUntraced(function*(
     for (const queue of handed) queue.tellFailure(failure)
     for (const engine of engines) engine.fail(failure)
     tell({ _tag: "failed", failure })
+    attending?.interruptUnsafe()
     Deferred.doneUnsafe(followed, Exit.void)
   }
   /** Why the device takes nothing more; a single queue may have gone to another thread. */
@@ -292,25 +305,61 @@ export const start = Effect.fnUntraced(function*(
     )
 
   const mapping = yield* Semaphore.make(1)
+  /** Whether the rings of the link before are still there. */
+  let hasLeftRings = true
+  /** Gets back what a backend was given that found it in the rings; one that does not let go ends the device. */
+  const takeBack = ({ connection }: Link) =>
+    Effect.map(
+      Effect.timeoutOption(Effect.interruptible(connection.released ?? Effect.void), RELEASE_TIMEOUT),
+      (released) => {
+        if (Option.isSome(released)) { for (const engine of engines) engine.letGo() }
+        else {
+          const detail = "the backend that came back is silent, and does not let go of memory"
+          fail(new Errno.ETIMEDOUT({ operation: "reconnect", detail }))
+        }
+      }
+    )
   /** Makes the device what it was, on another link. */
   const restore = mapping.withPermit(Effect.uninterruptibleMask(Effect.fnUntraced(function*(interruptible) {
     const known = properties.device ?? way.link.facts
     const before: Before = { ...known, queues: engines.length, queueSize: properties.value("queue-size") }
     const next = yield* interruptible(reopen(way.recipe, way.scope, before))
+    let goesOn = false
+    const compare = (on: Linked) =>
+      Effect.flatMap(
+        Rings.identify(next.connection, on.rings),
+        (now) => now === identity ? Effect.void : stale(`it calls itself "${now}", and was "${identity}"`)
+      )
     return yield* Effect.gen(function*() {
       // The limits may be others now, and the rings depend on them.
       properties.device = next.facts
-      const relinked = yield* interruptible(link(next, properties, scope, linked.rings.channels))
-      const asBefore = Effect.gen(function*() {
-        const now = yield* Rings.identify(next.connection, relinked.rings)
-        if (now !== identity) return yield* stale(`it calls itself "${now}", and was "${identity}"`)
-        for (const [region, address] of space.regions) yield* next.connection.map(region, address)
-      })
-      yield* Effect.onError(interruptible(asBefore), () => relinked.close)
-      return { next, relinked }
+      for (const [region, address] of space.regions) yield* interruptible(next.connection.map(region, address))
+      const { channels } = linked.rings
+      const mayGoOn = hasLeftRings && handed.size === 0 && next.connection.resumesRings === true
+        && channels.every(({ inflight }) => inflight !== undefined) && engines.every(({ isRingWhole }) => isRingWhole)
+      if (mayGoOn) {
+        // Not on rings with requests in them.
+        yield* interruptible(Effect.scoped(
+          Effect.flatMap(Effect.flatMap(Effect.scope, (scratch) => put(next, properties, scratch)), compare)
+        ))
+        goesOn = true
+        for (const engine of engines) engine.handBack()
+      } else {
+        hasLeftRings = false
+        yield* Scope.close(linked.ringScope, Exit.void)
+      }
+      const relinked = yield* interruptible(put(next, properties, scope, channels, goesOn ? linked : undefined))
+      if (!goesOn) {
+        yield* Effect.onError(
+          interruptible(compare(relinked)),
+          () => Effect.andThen(Scope.close(relinked.scope, Exit.void), Scope.close(relinked.ringScope, Exit.void))
+        )
+      }
+      hasLeftRings = true
+      return { next, relinked, goesOn }
     }).pipe(Effect.onError(() => {
       properties.device = known
-      return next.close
+      return Effect.andThen(goesOn ? takeBack(next) : Effect.void, next.close)
     }))
   })))
 
@@ -328,19 +377,18 @@ export const start = Effect.fnUntraced(function*(
     const released = Effect.gen(function*() {
       yield* way.link.connection.released ?? Effect.void
       for (const engine of engines) engine.letGo()
-      yield* linked.close
+      yield* Scope.close(linked.scope, Exit.void)
       yield* way.link.close
     })
-    const { next, relinked } = yield* reconnect(policy, reason, released, attempt)
+    const { goesOn, next, relinked } = yield* reconnect(policy, reason, released, attempt)
     way.link = next
     linked = relinked
     yield* adopt(next.facts)
     for (const [i, engine] of engines.entries()) {
       const ring = relinked.rings.rings[i]
-      if (ring !== undefined) engine.resume(ring, hasLostWrites)
+      engine.resume(goesOn ? undefined : ring, hasLostWrites)
     }
     yield* heedChanges(next.connection, relinked.scope)
-    if (lostBy !== undefined) return
     tell({ _tag: "connected" })
     const before = followed
     followed = Deferred.makeUnsafe()
@@ -352,10 +400,9 @@ export const start = Effect.fnUntraced(function*(
       if (policy === undefined || !isAway(reason)) return fail(reason)
       tell({ _tag: "lost", reason })
       yield* recover(policy, reason)
-      if (lostBy !== undefined) return
     }
   }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
-  yield* Effect.forkScoped(attend, { startImmediately: true })
+  attending = yield* Effect.forkScoped(attend, { startImmediately: true })
   yield* heedChanges(way.link.connection, linked.scope)
   /** A device that is silent is lost, and may come back. */
   const silent = (failure: Errno.ETIMEDOUT) => {

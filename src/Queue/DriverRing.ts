@@ -61,6 +61,8 @@ export interface DriverRing {
   readonly outstanding: number
   /** Where the next request goes: by this another side may go on, once nothing is outstanding. */
   readonly position: number
+  /** Where the next answer comes: by this another device may go on with the ring as it is. */
+  readonly usedPosition: number
   /** Whether the device has answered something that was not drained. */
   readonly pending: boolean
 

@@ -112,6 +112,10 @@ export class PackedRing implements DriverRing {
     return this.#availIdx
   }
 
+  get usedPosition(): number {
+    return this.#usedIdx
+  }
+
   fits(segments: number): boolean {
     return this.#freeCount >= (this.#indirect ? 1 : segments + HEADER_AND_STATUS)
   }

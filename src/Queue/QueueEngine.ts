@@ -113,6 +113,8 @@ export interface EngineOptions {
 interface Kept {
   readonly request: Request.Request
   readonly owner: Owner
+  /** The slot that it has in the ring of the lost connection. */
+  readonly slot: number
 }
 
 /** How long a poll queue looks at the ring before it gives the event loop a turn. */
@@ -164,9 +166,12 @@ export class QueueEngine {
   readonly #endedRequests: Array<Request.Request | undefined>
   readonly #endedOwners: Array<Owner | undefined>
   readonly #line = new Set<Waiter>()
-  /** What was in flight when the connection was lost, while there is none. */
-  #kept: ReadonlyArray<Kept> | undefined
+  /** Whether the connection is lost, and the device expected back. */
+  #isAway = false
   #hasLetGo = false
+  #isRingWhole = false
+  /** What was in flight when the connection was lost, until it is in a ring again. */
+  #kept: Array<Kept> = []
   #maxWaiting = Infinity
   /** Whether the next flush must say that acknowledged writes may be lost. */
   #hasLostWrites = false
@@ -221,13 +226,12 @@ export class QueueEngine {
 
   /** Requests the device has not answered. */
   get outstanding(): number {
-    if (this.#kept !== undefined) return this.#kept.length
-    return this.#ring.fault === undefined ? this.#ring.outstanding : 0
+    return this.#kept.length + (this.#ring.fault === undefined ? this.#ring.outstanding : 0)
   }
 
   /** Whether the connection is lost, and the device expected back. */
   get isSuspended(): boolean {
-    return this.#kept !== undefined
+    return this.#isAway
   }
 
   /** The errno of the last notification if it failed, else 0. */
@@ -242,7 +246,7 @@ export class QueueEngine {
 
   /** Whether somebody waits in line, so that whoever comes now must {@link join} it. */
   get isContended(): boolean {
-    return this.#line.size > 0
+    return this.#line.size > 0 || this.#kept.length > 0
   }
 
   /**
@@ -250,7 +254,7 @@ export class QueueEngine {
    * {@link Waiter} in its turn. Answers false where the ring is full. The device is notified when the batch is over.
    */
   submit(request: Request.Request, owner: Owner): boolean {
-    if (this.#kept !== undefined) return false
+    if (this.#isAway) return false
     if (request._tag === "flush" && this.#hasLostWrites) {
       this.#hasLostWrites = false
       return this.#refuseRequest(request, owner, this.#lostWrites())
@@ -288,7 +292,7 @@ export class QueueEngine {
 
   /** Joins the line of those who wait for room; refused where the device is away and enough wait for it. */
   join(waiter: Waiter): void {
-    if (this.#kept !== undefined && this.#line.size >= this.#maxWaiting) {
+    if (this.#isAway && this.#line.size >= this.#maxWaiting) {
       const detail = `the device is away, and ${this.#line.size} requests wait for it already`
       return waiter.refused(new Errno.ENOTCONN({ operation: "submit", queue: this.index, detail }))
     }
@@ -367,14 +371,15 @@ export class QueueEngine {
 
   /** The owner of a request in flight, or whoever waits in line, for whom `test` holds. */
   find<A extends Owner | Waiter>(test: (one: Owner | Waiter) => one is A): A | undefined {
-    const kept = this.#kept?.map(({ owner }) => owner) ?? []
-    return [...this.#owners, ...this.#line, ...kept].find((one) => one !== undefined && test(one))
+    return [...this.#owners, ...this.#line, ...this.#kept.map(({ owner }) => owner)].find((one) =>
+      one !== undefined && test(one)
+    )
   }
 
   /** Tells whether a request in flight uses memory of `buffer`. */
   uses(buffer: ArrayBufferLike): boolean {
     return this.#requests.some((request) => request !== undefined && usesMemory(request, buffer))
-      || (this.#kept?.some(({ request }) => usesMemory(request, buffer)) ?? false)
+      || this.#kept.some(({ request }) => usesMemory(request, buffer))
   }
 
   /**
@@ -438,7 +443,7 @@ export class QueueEngine {
     const holds = (request: Request.Request | undefined) =>
       request !== undefined && Request.buffersOf(request).some((held) => overlaps(held, buffer))
     return this.when(
-      () => !this.#requests.some(holds) && !(this.#kept?.some(({ request }) => holds(request)) ?? false),
+      () => !this.#requests.some(holds) && !this.#kept.some(({ request }) => holds(request)),
       callback
     )
   }
@@ -453,92 +458,107 @@ export class QueueEngine {
     if (this.#ring.fault === undefined) this.#reap()
     if (this.#hasFailed) return
     this.#ring.fault = "the connection is lost"
+    this.#isAway = true
     this.#maxWaiting = maxWaiting
-    const slots = Array.from(this.#requests.keys()).toSorted((a, b) => (this.#order[a] ?? 0) - (this.#order[b] ?? 0))
     const kept: Array<Kept> = []
-    for (const slot of slots) {
+    for (let slot = 0; slot < this.size; slot++) {
       const request = this.#requests[slot]
       const owner = this.#owners[slot]
-      if (request !== undefined && owner !== undefined) kept.push({ request, owner })
+      if (request !== undefined && owner !== undefined) kept.push({ request, owner, slot })
     }
+    // A request that did not find its place after the last loss is older than all of them.
+    this.#kept.push(...kept.toSorted((a, b) => (this.#order[a.slot] ?? 0) - (this.#order[b.slot] ?? 0)))
+    // A write whose flush is in the ring is written again.
+    this.#isRingWhole = kept.length === this.#kept.length
+      && kept.every(({ request, slot }) => request._tag === "flush" || this.#marks[slot] === -1)
     this.#requests.fill(undefined)
     this.#owners.fill(undefined)
-    this.#kept = kept
     this.dropUnreachable()
   }
 
   /** Answers those of the kept requests whose memory the device is not to have any more. */
   dropUnreachable(): void {
-    if (this.#kept === undefined) return
-    this.#kept = this.#kept.filter(({ owner, request }) => {
-      const wrong = owner === this.#nobody ? undefined : this.check(request)
-      if (wrong !== undefined) this.#refuseRequest(request, owner, wrong)
-      return wrong === undefined
-    })
-    this.#checkConditions()
+    if (!this.#isAway) return
+    this.#endKept(({ owner, request }) => owner === this.#nobody ? undefined : this.check(request))
   }
 
   /** Hears that the device which is away has let go of all memory: what nobody waits for any more ends. */
   letGo(): void {
     this.#hasLetGo = true
-    this.#endKept(({ owner }) => owner.isAbandoned)
+    this.#endKept(({ owner }) => owner.isAbandoned ? null : undefined)
   }
 
   /** Hears that nobody waits for the requests of an owner any more: what the device has let go of ends at once. */
   abandon(owner: Owner): void {
-    if (this.#hasLetGo) this.#endKept((one) => one.owner === owner)
+    if (this.#hasLetGo) this.#endKept((one) => one.owner === owner ? null : undefined)
   }
 
-  #endKept(test: (one: Kept) => boolean): void {
-    if (this.#kept === undefined) return
-    const ending = this.#kept.filter(test)
-    this.#kept = this.#kept.filter((one) => !ending.includes(one))
-    for (const { owner, request } of ending) owner.completed(request, undefined)
+  /** Ends the kept requests for which `endOf` gives a failure, or null where nobody wants to know. */
+  #endKept(endOf: (one: Kept) => RequestFailure | null | undefined): void {
+    const before = this.#kept
+    this.#kept = []
+    for (const one of before) {
+      const end = endOf(one)
+      if (end === undefined) this.#kept.push(one)
+      else if (end === null) one.owner.completed(one.request, undefined)
+      else this.#refuseRequest(one.request, one.owner, end)
+    }
+    // What is not kept must not be done by a device that finds it in the ring.
+    if (this.#kept.length < before.length) this.#isRingWhole = false
     this.#checkConditions()
   }
 
-  /**
-   * Goes on with a device that has come back, and an empty ring. `hasLostWrites` says that it has acknowledged writes which it
-   * may have lost: the flushes that were in flight fail, or else the next one.
-   */
-  resume(ring: DriverRing, hasLostWrites: boolean): void {
-    const kept = this.#kept
-    if (kept === undefined || this.#hasFailed) return
-    this.#kept = undefined
+  /** Hears that the device is about to have the ring that was left again, and the memory of what is in it. */
+  handBack(): void {
     this.#hasLetGo = false
-    this.#ring = ring
-    this.#writer = new RequestWriter(ring, this.#memory, this.rules)
-    this.#notifier = new Notifier(ring, this.#notify)
+  }
+
+  /** Whether the ring that was left holds what is kept, and nothing else. */
+  get isRingWhole(): boolean {
+    return this.#isAway && this.#isRingWhole
+  }
+
+  /**
+   * Goes on with a device that has come back: on `ring`, which is empty, or on the ring that was left, where the device has a
+   * record of what it has taken. `hasLostWrites` says that it has acknowledged writes which it may have lost: the flushes that
+   * were in flight fail, or else the next one.
+   */
+  resume(ring: DriverRing | undefined, hasLostWrites: boolean): void {
+    if (!this.#isAway || this.#hasFailed) return
+    this.#isAway = false
+    this.#hasLetGo = false
     this.progress++
-    const isFlush = ({ request }: Kept) => request._tag === "flush"
-    const lying = hasLostWrites ? kept.filter(isFlush) : []
+    if (ring === undefined) this.#ring.fault = undefined
+    else {
+      this.#ring = ring
+      this.#writer = new RequestWriter(ring, this.#memory, this.rules)
+    }
+    this.#notifier = new Notifier(this.#ring, this.#notify)
+    const lying = hasLostWrites ? this.#kept.filter(({ request }) => request._tag === "flush") : []
     this.#hasLostWrites ||= hasLostWrites && lying.length === 0
     for (const { owner, request } of lying) this.#refuseRequest(request, owner, this.#lostWrites())
-    const rest = kept.filter((one) => !lying.includes(one))
-    const waiting = [...this.#line]
-    this.#line.clear()
-    this.#line.add(this.#again(rest))
-    for (const waiter of waiting) this.#line.add(waiter)
+    if (ring === undefined) {
+      for (const one of this.#kept) {
+        this.#requests[one.slot] = one.request
+        this.#owners[one.slot] = lying.includes(one) ? this.#nobody : one.owner
+      }
+      this.#kept = []
+      this.#notify()
+    } else {
+      this.#kept = this.#kept.filter((one) => !lying.includes(one))
+    }
     this.wake()
   }
 
-  /** The place in line of requests that are submitted once more. */
-  #again(requests: ReadonlyArray<Kept>): Waiter {
-    let at = 0
-    return {
-      place: () => {
-        for (; at < requests.length; at++) {
-          const next = requests[at]
-          if (next === undefined) continue
-          const wrong = this.check(next.request)
-          if (wrong !== undefined) this.#refuseRequest(next.request, next.owner, wrong)
-          else if (!this.submit(next.request, next.owner)) return false
-        }
-        return true
-      },
-      placed: () => {},
-      refused: (failure) => requests.slice(at).forEach(({ owner, request }) => owner.completed(request, failure))
+  /** Submits what was kept, as far as there is room. */
+  #placeKept(): boolean {
+    for (let first = this.#kept[0]; first !== undefined; first = this.#kept[0]) {
+      const wrong = this.check(first.request)
+      if (wrong !== undefined) this.#refuseRequest(first.request, first.owner, wrong)
+      else if (!this.submit(first.request, first.owner)) return false
+      this.#kept.shift()
     }
+    return true
   }
 
   /** Gives the device up: everything in flight fails with `failure`, and the ring is not looked at again. */
@@ -548,8 +568,8 @@ export class QueueEngine {
     this.#ring.fault ??= failure.message
     this.failure = failure
     this.refuse(failure)
-    const kept = this.#kept ?? []
-    this.#kept = undefined
+    this.#isAway = false
+    const kept = this.#kept.splice(0)
     for (const { owner, request } of kept) owner.completed(request, failure)
     const requests = this.#requests.splice(0)
     const owners = this.#owners.splice(0)
@@ -669,7 +689,7 @@ export class QueueEngine {
       )
       return 0
     }
-    if (count === 0 && this.#line.size === 0) return 0
+    if (count === 0 && !this.isContended) return 0
     this.#reaping = true
     if (count > 0) {
       this.progress++
@@ -741,6 +761,7 @@ export class QueueEngine {
   }
 
   #serveLine(): void {
+    if (this.#kept.length > 0 && !this.#placeKept()) return
     while (this.#line.size > 0) {
       const [first] = this.#line
       if (first === undefined || !first.place()) return

@@ -108,6 +108,10 @@ export class SplitRing implements DriverRing {
     return this.#availIdx
   }
 
+  get usedPosition(): number {
+    return this.#usedIdx
+  }
+
   fits(segments: number): boolean {
     return this.#freeCount >= (this.#indirect ? 1 : segments + HEADER_AND_STATUS)
   }

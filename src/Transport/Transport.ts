@@ -17,6 +17,7 @@ import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type * as Errno from "../Errno.ts"
 import type { MemoryRegion } from "../Memory/MemoryRegion.ts"
+import type { Inflight } from "../Wire/VhostUserMessage.ts"
 import type { ReconnectPolicy } from "./ReconnectPolicy.ts"
 
 export type { ReconnectOptions, ReconnectPolicy } from "./ReconnectPolicy.ts"
@@ -77,6 +78,23 @@ export interface QueueAddresses {
   readonly descriptors: number
   readonly avail: number
   readonly used: number
+  /**
+   * Where a ring goes on that another backend has left: the index of the next used element. Only with channels that have a record;
+   * a ring without it is new.
+   */
+  readonly base?: number
+}
+
+/**
+ * Memory in which a backend notes the requests that it has taken and not answered, for the one that comes after it
+ * (vhost-user: Inflight I/O tracking).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface InflightRecord {
+  readonly fd: number
+  readonly description: Inflight
 }
 
 /**
@@ -97,6 +115,8 @@ export interface QueueChannel {
    * driver time to have the next one ready.
    */
   readonly signalsInTurn: boolean
+  /** What the backend notes its requests in; the record of all queues of a device. */
+  readonly inflight?: InflightRecord | undefined
 }
 
 /**
@@ -118,6 +138,8 @@ export interface Connection {
   readonly regionAlignment: number
   /** Whether regions are handed over by file descriptor. */
   readonly needsRegionFd: boolean
+  /** Whether rings that another backend has left can go on here, with its record. */
+  readonly resumesRings?: boolean
   /** Reads the configuration space, as much of it as the device has. */
   readonly readConfig: Effect.Effect<Uint8Array, ConnectionError | Errno.EIO>
   /** Takes a subset of the offered features. */

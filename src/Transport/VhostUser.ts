@@ -83,7 +83,7 @@ export const make = (options: Options): Effect.Effect<Recipe, Errno.EINVAL> => {
     ...(policy === undefined ? {} : { reconnect: policy }),
     connect: Effect.flatMap(
       fd === undefined ? dial(path ?? "", replyTimeoutMs) : adopt(fd, taken),
-      (socket) => VhostUserConnection.make(socket, replyTimeoutMs)
+      (socket) => VhostUserConnection.make(socket, replyTimeoutMs, policy !== undefined)
     )
   })
 }

@@ -28,6 +28,12 @@ export interface VhostUserChannel {
     decode: (payload: Uint8Array) => A,
     payload?: Uint8Array
   ) => Effect.Effect<A, ConnectionError>
+  /** As {@link VhostUserChannel.ask}, for a reply with one descriptor, which is the caller's from then on. */
+  readonly askForFile: <A>(
+    request: number,
+    decode: (payload: Uint8Array) => A,
+    payload?: Uint8Array
+  ) => Effect.Effect<{ readonly fd: number; readonly description: A }, ConnectionError>
   /**
    * Sends a message that changes something. With REPLY_ACK ({@link VhostUserChannel.acknowledge}) its acknowledgement is
    * awaited, and EIO says that the backend refused it.
@@ -81,12 +87,14 @@ export const make = Effect.fnUntraced(function*(
   const socket = yield* Effect.acquireRelease(
     Effect.try({
       try: () =>
-        new MessageSocket(fd, { socket: "vhost-user", peer: "backend", maxFds: 0 }, {
+        new MessageSocket(fd, { socket: "vhost-user", peer: "backend", maxFds: 1 }, {
           onEnd: end,
           onMessage: (message) => {
             hasAnswered = true
-            if (waiter === undefined) broken(`${Message.requestName(message.header.request)} that was not asked for`)
-            else settle(Exit.succeed(message))
+            if (waiter === undefined) {
+              message.fds.forEach(Libc.close)
+              broken(`${Message.requestName(message.header.request)} that was not asked for`)
+            } else settle(Exit.succeed(message))
           }
         }),
       catch: (cause) => new Errno.EIO({ operation: "vhost-user", detail: "the socket cannot be watched", cause })
@@ -145,30 +153,44 @@ export const make = Effect.fnUntraced(function*(
       })
     })
 
+  /** Sends, and decodes what comes back. Whatever descriptors are not taken in decoding are closed. */
   const exchange = <A, E>(
     request: number,
     sendMessage: () => Exit.Exit<void, E>,
-    decode: (payload: Uint8Array) => A
+    decode: (payload: Uint8Array, fds: ReadonlyArray<number>) => A,
+    files: 0 | 1 = 0
   ): Effect.Effect<A, ConnectionError | E> =>
     turn.withPermit(
       converse(request, sendMessage).pipe(
-        Effect.flatMap(({ header, payload: reply }) => {
+        Effect.flatMap(({ fds, header, payload: reply }) => {
+          const refuse = (detail: string) => {
+            fds.forEach(Libc.close)
+            return broken(detail)
+          }
+          if (fds.length !== files) {
+            return refuse(`${Message.requestName(request)} was answered with ${fds.length} descriptors, not ${files}`)
+          }
           if (header.request !== request || header.flags !== Message.FLAG_REPLY) {
-            return broken(
+            return refuse(
               `${Message.requestName(request)} was answered by ${
                 Message.requestName(header.request)
               }, flags ${header.flags}`
             )
           }
           try {
-            return Exit.succeed(decode(reply))
+            return Exit.succeed(decode(reply, fds))
           } catch (error) {
-            if (error instanceof WireError) return broken(`reply to ${Message.requestName(request)}: ${error.message}`)
+            if (error instanceof WireError) return refuse(`reply to ${Message.requestName(request)}: ${error.message}`)
             throw error
           }
         })
       )
     )
+
+  const asking = (request: number, payload?: Uint8Array) => () => {
+    socket.send(Message.encodeMessage(request, 0, payload), [])
+    return Exit.void
+  }
 
   const released = Effect.callback<void>((resume) => {
     end(new Errno.ENOTCONN({ operation: "vhost-user", detail: "the connection was given up" }))
@@ -191,13 +213,14 @@ export const make = Effect.fnUntraced(function*(
     acknowledge: Effect.sync(() => {
       acknowledges = true
     }),
-    ask: (request, decode, payload) => {
-      const sendMessage = () => {
-        socket.send(Message.encodeMessage(request, 0, payload), [])
-        return Exit.void
-      }
-      return exchange(request, sendMessage, decode)
-    },
+    ask: (request, decode, payload) => exchange(request, asking(request, payload), decode),
+    askForFile: (request, decode, payload) =>
+      exchange(
+        request,
+        asking(request, payload),
+        (reply, [fd = -1]) => ({ fd, description: decode(reply) }),
+        1
+      ),
     tell: (request, payload, fds = []) => {
       const message = Message.encodeMessage(request, acknowledges ? Message.FLAG_NEED_REPLY : 0, payload)
       const sendMessage = () => send(request, message, fds)

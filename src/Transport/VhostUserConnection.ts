@@ -26,7 +26,7 @@ import * as Message from "../Wire/VhostUserMessage.ts"
 import { CONFIG_SIZES, DeviceStatus, FeatureBit, featureMask, hasFeature } from "../Wire/VirtioBlk.ts"
 import * as EventFd from "./EventFd.ts"
 import { MessageSocket } from "./MessageSocket.ts"
-import type { ConnectError, Connection, QueueAddresses, QueueChannel } from "./Transport.ts"
+import type { ConnectError, Connection, InflightRecord, QueueAddresses, QueueChannel } from "./Transport.ts"
 import * as VhostUserChannel from "./VhostUserChannel.ts"
 
 const { FrontendRequest, ProtocolFeature } = Message
@@ -61,10 +61,14 @@ const WANTED_PROTOCOL_FEATURES = featureMask(
 
 const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = DeviceStatus
 
-/** Agrees on the protocol with the backend on a connected socket, and keeps the connection until the Scope closes. */
+/**
+ * Agrees on the protocol with the backend on a connected socket, and keeps the connection until the Scope closes. Where
+ * `reconnects`, the backend is to keep a record of its requests, if it does that.
+ */
 export const make = Effect.fnUntraced(function*(
   socket: number,
-  replyTimeoutMs: number
+  replyTimeoutMs: number,
+  reconnects: boolean
 ): Effect.fn.Return<Connection, ConnectError, Scope.Scope> {
   const channel = yield* VhostUserChannel.make(socket, replyTimeoutMs)
   const { ask, tell } = channel
@@ -80,7 +84,8 @@ export const make = Effect.fnUntraced(function*(
   if (!hasFeature(offered, ProtocolFeature.CONFIG)) {
     return yield* unsupported("the backend does not offer CONFIG, so its configuration cannot be read")
   }
-  const agreed = offered & WANTED_PROTOCOL_FEATURES
+  const wanted = WANTED_PROTOCOL_FEATURES | (reconnects ? featureMask(ProtocolFeature.INFLIGHT_SHMFD) : 0n)
+  const agreed = offered & wanted
   const has = (bit: number) => hasFeature(agreed, bit)
   yield* tell(FrontendRequest.SET_PROTOCOL_FEATURES, Message.encodeU64(agreed))
   if (has(ProtocolFeature.REPLY_ACK)) yield* channel.acknowledge
@@ -182,12 +187,36 @@ export const make = Effect.fnUntraced(function*(
       // A connection that is lost has nothing mapped any more.
     }).pipe(Effect.ignore)
 
+  /** Has the backend note its requests: in the record of the one before, where the rings go on, else in a new one. */
+  const keepRecord = Effect.fnUntraced(function*(
+    queues: ReadonlyArray<QueueAddresses>,
+    before: InflightRecord | undefined
+  ) {
+    const goesOn = queues.every(({ base }) => base !== undefined)
+    const record = goesOn && before !== undefined ? before : yield* Effect.acquireRelease(
+      channel.askForFile(
+        FrontendRequest.GET_INFLIGHT_FD,
+        Message.decodeInflight,
+        Message.encodeInflight({
+          mmapSize: 0,
+          mmapOffset: 0,
+          numQueues: queues.length,
+          queueSize: queues[0]?.queueSize ?? 0
+        })
+      ),
+      ({ fd }) => Effect.sync(() => Libc.close(fd))
+    )
+    yield* tell(FrontendRequest.SET_INFLIGHT_FD, Message.encodeInflight(record.description), [record.fd])
+    return record
+  })
+
   let startedQueues = 0
   const start = Effect.fnUntraced(function*(
     queues: ReadonlyArray<QueueAddresses>,
     before: ReadonlyArray<QueueChannel> = []
   ) {
     const errorFd = yield* EventFd.open("vhost-user")
+    const inflight = has(ProtocolFeature.INFLIGHT_SHMFD) ? yield* keepRecord(queues, before[0]?.inflight) : undefined
     yield* Effect.acquireRelease(
       Effect.sync(() =>
         Poll.watch(errorFd, { readable: true }, () => {
@@ -199,7 +228,7 @@ export const make = Effect.fnUntraced(function*(
       (watch) => Effect.sync(() => watch.close())
     )
     const channels: Array<QueueChannel> = []
-    for (const [index, { avail, descriptors, queueSize, used }] of queues.entries()) {
+    for (const [index, { avail, base = 0, descriptors, queueSize, used }] of queues.entries()) {
       const known = before[index]
       const kickFd = known?.kickFd ?? (yield* EventFd.open("vhost-user"))
       const completionFd = known?.completionFd ?? (yield* EventFd.open("vhost-user"))
@@ -207,16 +236,20 @@ export const make = Effect.fnUntraced(function*(
       // The call descriptor comes first, since some backends create the queue on it (DPDK); the kick starts the ring.
       yield* tell(FrontendRequest.SET_VRING_CALL, eventOf, [completionFd])
       yield* tell(FrontendRequest.SET_VRING_NUM, Message.encodeVringState(index, queueSize))
-      yield* tell(FrontendRequest.SET_VRING_BASE, Message.encodeVringState(index, 0))
+      yield* tell(FrontendRequest.SET_VRING_BASE, Message.encodeVringState(index, base))
       const addresses = { index, flags: 0, descriptors, used, avail, log: 0 }
       yield* tell(FrontendRequest.SET_VRING_ADDR, Message.encodeVringAddress(addresses))
       yield* tell(FrontendRequest.SET_VRING_ERR, eventOf, [errorFd])
       // From here on `stop` has something to stop, also where the start does not end well.
       startedQueues = index + 1
       yield* tell(FrontendRequest.SET_VRING_KICK, eventOf, [kickFd])
-      channels.push(
-        known ?? { notify: () => Libc.signalEventFd(kickFd), kickFd, completionFd, signalsInTurn: true }
-      )
+      channels.push({
+        notify: () => Libc.signalEventFd(kickFd),
+        kickFd,
+        completionFd,
+        signalsInTurn: true,
+        inflight
+      })
     }
     for (const index of queues.keys()) {
       yield* tell(FrontendRequest.SET_VRING_ENABLE, Message.encodeVringState(index, 1))
@@ -242,6 +275,7 @@ export const make = Effect.fnUntraced(function*(
     maxRegions,
     regionAlignment: 1,
     needsRegionFd: true,
+    resumesRings: has(ProtocolFeature.INFLIGHT_SHMFD),
     readConfig,
     negotiate,
     map,

@@ -5,6 +5,7 @@
  */
 import { expect } from "@effect/vitest"
 import { Duration, Effect, Exit, Fiber, FileSystem, Option, Schedule, Scope, Stream } from "effect"
+import { fstatSync } from "node:fs"
 import type { ConnectionState, Device } from "../../src/BlockDevice.ts"
 import { IoQueue, VhostUser, VirtioBlk } from "../../src/index.ts"
 import { type Backend, type Disk, type ServeOptions, slow } from "../support/Backend.ts"
@@ -56,6 +57,9 @@ const reaches = (disk: Device, state: ConnectionState["_tag"]) =>
     Stream.runHead(Stream.filter(disk.connectionStates, ({ _tag }) => _tag === state)),
     Option.getOrThrow
   )
+
+/** Our export keeps one in memory of which the driver has the descriptor; qemu-storage-daemon does not. */
+const keepsRecord = ({ name }: Backend) => name === "our export"
 
 const filled = (length: number, byte: number) => new Uint8Array(length).fill(byte)
 
@@ -127,6 +131,47 @@ forEachBackend("a backend that comes back", (backend) => {
         expect(disk.queue(0).completionFd).toStrictEqual(fd)
       }
     }))
+
+  onBackend(
+    "goes on with the rings that are there, where it keeps a record of what it has taken",
+    () =>
+      Effect.gen(function*() {
+        const { path, start } = yield* restartable(backend)
+        const first = yield* start(slow(60_000))
+        const disk = yield* open(path)
+        const records = () =>
+          Array.from(descriptors()).flatMap(([fd, link]) => link.includes("inflight") ? [fstatSync(fd).ino] : [])
+        const before = records()
+        expect(before).toHaveLength(keepsRecord(backend) ? 1 : 0)
+        const { bytes } = yield* disk.allocate(40 * 512)
+        const buffer = (slot: number) => bytes.subarray(slot * 512, (slot + 1) * 512)
+        const reading = yield* Effect.forEach(
+          Array.from({ length: 40 }, (_, i) => i),
+          (i) => fork(disk.queue(0).read(i * 512, buffer(i)))
+        )
+        yield* first.kill
+        const second = yield* start(slow(60_000))
+        yield* reaches(disk, "connected")
+        expect(records()).toStrictEqual(before)
+        yield* second.kill
+        const third = yield* start(slow(0))
+        yield* Effect.forEach(reading, Fiber.join)
+        expect(records()).toStrictEqual(before)
+        // A request that nobody waits for is in the ring, so that it is left.
+        const image = yield* makeImage("raw", 64 * MiB)
+        yield* third.kill
+        const late = yield* start(slow(60_000))
+        yield* reaches(disk, "connected")
+        const given = yield* fork(disk.queue(0).read(0, buffer(0)))
+        const letting = yield* fork(Fiber.interrupt(given))
+        yield* late.kill
+        yield* start(image)
+        yield* Fiber.join(letting)
+        yield* disk.queue(0).read(0, buffer(0))
+        if (keepsRecord(backend)) expect(records()).not.toStrictEqual(before)
+        yield* Effect.forEach([1, 2, 3], (i) => disk.queue(0).write(i * 512, buffer(i)), { concurrency: 3 })
+      })
+  )
 
   onBackend("leaves no descriptor of the lost connections behind", () =>
     Effect.gen(function*() {
