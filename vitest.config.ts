@@ -4,7 +4,11 @@ export default defineConfig({
   test: {
     // A crash in native code then ends one test file, not the run.
     pool: "forks",
-    testTimeout: 30_000,
+    // Ten times what the slowest take that start a process again and again: a busy machine is no failure.
+    testTimeout: 120_000,
+    hookTimeout: 60_000,
+    // Fails whatever leaves something of the system behind.
+    setupFiles: ["test/setup.ts"],
     // One line a file, every failure in full, and the counts last, on a terminal and in CI alike.
     reporters: ["default"],
     projects: [

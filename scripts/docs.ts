@@ -90,8 +90,8 @@ interface Advice {
   readonly whatToDo: string
 }
 
-/** What people need to know of each errno. */
-const advice: Record<Errno.Tag, Advice> = {
+/** What people need to know of each errno that an operation declares; `test/errors` provokes each of them. */
+const advice: Partial<Record<Errno.Tag, Advice>> = {
   EPERM: {
     when: "The system does not permit it, a security policy among others.",
     whatToDo: "Look at the policies that concern the process (SELinux, AppArmor, seccomp) and its capabilities."
@@ -100,7 +100,6 @@ const advice: Record<Errno.Tag, Advice> = {
     when: "There is no file, socket, driver or property of that name.",
     whatToDo: "Check the name. For a socket: start the backend first, or wait for its socket to appear."
   },
-  EINTR: { when: "A signal arrived before anything happened.", whatToDo: "Try again." },
   EIO: {
     when: "The device reported that the request failed, or the system gave an errno that the operation does not name "
       + "(it is in `cause` then). Or a flush comes after the backend went away, and cannot make stable what may be lost.",
@@ -109,12 +108,10 @@ const advice: Record<Errno.Tag, Advice> = {
       + "write again what was written since the last flush that succeeded."
   },
   ENXIO: { when: "There is no such device or address.", whatToDo: "Check the path." },
-  E2BIG: { when: "More than the kernel takes at once.", whatToDo: "Ask for less." },
   EBADF: {
     when: "A write to a device that was opened with `read-only`, or a descriptor that is not open.",
     whatToDo: "Open the device without `read-only`, or pass a descriptor that is open and not yet taken over."
   },
-  EAGAIN: { when: "Not now.", whatToDo: "Try again later." },
   ENOMEM: {
     when: "The system is out of memory, or the process is at its limit of locked memory.",
     whatToDo: "Allocate less, or raise the limit (`ulimit -l`, the memory limit of the container)."
@@ -169,7 +166,6 @@ const advice: Record<Errno.Tag, Advice> = {
     when: "The device is read-only, and was to be started for writing.",
     whatToDo: "Open it with `readOnly: true` (`read-only=true`)."
   },
-  EPIPE: { when: "The peer is gone.", whatToDo: "Connect again." },
   ENAMETOOLONG: {
     when: "The path is longer than the system takes: for a socket 107 bytes.",
     whatToDo: "Use a shorter path, for example a symbolic link in `/run`."
@@ -196,7 +192,6 @@ const advice: Record<Errno.Tag, Advice> = {
     whatToDo: "Do without: write zeroes instead of write-zeroes, for example, or use another backend."
   },
   EADDRINUSE: { when: "Something else listens on that address.", whatToDo: "Use another one, or end the other." },
-  ECONNRESET: { when: "The peer ended the connection.", whatToDo: "Connect again." },
   ENOTCONN: {
     when:
       "The backend is gone: it ended, crashed or gave a queue up; or the device needs a reset. Everything in flight "
@@ -227,6 +222,9 @@ const advice: Record<Errno.Tag, Advice> = {
   }
 }
 
+const classes = [...Errno.byNumber.values()]
+const undeclared = classes.filter(({ identifier }) => advice[identifier as Errno.Tag] === undefined)
+
 const errorsPage = `# Errors
 
 Whatever a device, a backend or a caller does wrong is a typed error, named after its errno: \`_tag\` is the name,
@@ -250,13 +248,18 @@ true where the same call may succeed later although the caller changes nothing; 
 ${
   table(
     ["tag", "number", "when", "what to do", "retryable"],
-    Array.from(Errno.byNumber.values(), (errorClass) => {
+    classes.flatMap((errorClass) => {
       const { _tag, errno, isRetryable } = new errorClass({ operation: "", detail: "" })
-      const { whatToDo, when } = advice[_tag]
-      return [_tag, String(errno), when, whatToDo, isRetryable ? "yes" : "no"]
+      const known = advice[_tag]
+      return known === undefined ? [] : [[_tag, String(errno), known.when, known.whatToDo, isRetryable ? "yes" : "no"]]
     })
   )
 }
+
+No operation of this library declares ${
+  undeclared.map(({ identifier }) => `\`${identifier}\``).join(", ")
+}: these have classes for \`Errno.fromNumber\` in
+programs of your own.
 `
 
 /** The pages, as they should be. */

@@ -316,7 +316,7 @@ forEachBackend("a call that is interrupted", (backend) => {
     "lets go at once, of a read and of a write; the device's answer harms nobody",
     () =>
       Effect.gen(function*() {
-        const { socketPath } = yield* backend.serve(slow(400))
+        const { socketPath } = yield* backend.serve(slow(2000))
         const disk = yield* open(socketPath)
         const memory = new Uint8Array(4 * KiB).fill(0xee)
         const began = performance.now()
@@ -326,8 +326,8 @@ forEachBackend("a call that is interrupted", (backend) => {
           expect(fiber.pollUnsafe()).toBeUndefined()
           yield* Fiber.interrupt(fiber)
         }
-        expect(performance.now() - began).toBeLessThan(350)
-        yield* Effect.sleep(500)
+        expect(performance.now() - began).toBeLessThan(1900)
+        yield* Effect.sleep(2100)
         // The read's data came too late to be wanted.
         expectBytes(memory, new Uint8Array(4 * KiB).fill(0xee))
         yield* disk.flush
@@ -339,8 +339,8 @@ forEachBackend("a call that is interrupted", (backend) => {
       const { socketPath } = yield* backend.serve(slow(300))
       const disk = yield* open(socketPath)
       const region = yield* disk.allocate(4 * KiB)
-      const fiber = yield* Effect.forkChild(disk.read(0, [region.bytes]), now)
       const began = performance.now()
+      const fiber = yield* Effect.forkChild(disk.read(0, [region.bytes]), now)
       yield* Fiber.interrupt(fiber)
       expect(performance.now() - began).toBeGreaterThan(200)
     }))
@@ -349,15 +349,15 @@ forEachBackend("a call that is interrupted", (backend) => {
     Effect.gen(function*() {
       const { socketPath } = yield* backend.serve(slow(300))
       const disk = yield* open(socketPath, { queueSize: 2 })
-      const fibers = yield* Effect.forEach(Array.from({ length: 40 }), () =>
+      const fibers = yield* Effect.forEach(Array.from({ length: 400 }), () =>
         Effect.forkChild(disk.readBytes(0, 512), now))
       yield* Effect.sleep(50)
       yield* Effect.forEach(fibers, (fiber) =>
         Fiber.interrupt(fiber), together)
       const began = performance.now()
       yield* disk.readBytes(0, 512)
-      // Behind the two in flight, and not behind forty.
-      expect(performance.now() - began).toBeLessThan(1500)
+      // Behind the two in flight, and not behind four hundred, which take a minute.
+      expect(performance.now() - began).toBeLessThan(15_000)
     }))
 })
 
@@ -551,6 +551,7 @@ describe("a device in memory", () => {
         Array.from({ length: 60 }, (_, i) => i),
         (i) => Effect.forkChild(disk.write((100 + i) * 512, [new Uint8Array(512).fill(0xbb)]), now)
       )
+      while (device.held.length < 64) yield* Effect.sleep(1)
       yield* Effect.sleep(20)
       expect(device.held.length).toBe(64)
       state.isWorking = true

@@ -18,7 +18,6 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
@@ -243,7 +242,7 @@ export const start = Effect.fnUntraced(function*(
   /** Done when the link there is was followed by another, or by none. */
   let followed = Deferred.makeUnsafe<void>()
   let lostBy: DeviceFailure | undefined
-  let attending: Fiber.Fiber<void> | undefined
+  const over = Deferred.makeUnsafe<void>()
   /** Gives the device up. */
   const fail = (failure: DeviceFailure) => {
     if (lostBy !== undefined) return
@@ -251,7 +250,7 @@ export const start = Effect.fnUntraced(function*(
     for (const queue of handed) queue.tellFailure(failure)
     for (const engine of engines) engine.fail(failure)
     tell({ _tag: "failed", failure })
-    attending?.interruptUnsafe()
+    Deferred.doneUnsafe(over, Exit.void)
     Deferred.doneUnsafe(followed, Exit.void)
   }
   /** Why the device takes nothing more; a single queue may have gone to another thread. */
@@ -401,8 +400,8 @@ export const start = Effect.fnUntraced(function*(
       tell({ _tag: "lost", reason })
       yield* recover(policy, reason)
     }
-  }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
-  attending = yield* Effect.forkScoped(attend, { startImmediately: true })
+  }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))), Effect.raceFirst(Deferred.await(over)))
+  yield* Effect.forkScoped(attend, { startImmediately: true })
   yield* heedChanges(way.link.connection, linked.scope)
   /** A device that is silent is lost, and may come back. */
   const silent = (failure: Errno.ETIMEDOUT) => {

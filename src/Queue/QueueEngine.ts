@@ -663,7 +663,7 @@ export class QueueEngine {
 
   /** Whether looking may pay: those who took completions and gave nothing back need the event loop for it. */
   get #mayLook(): boolean {
-    return this.#looks && this.#ring.outstanding > 0 && this.#submitted !== this.#submittedAtReap
+    return this.#looks && this.outstanding > 0 && this.#submitted !== this.#submittedAtReap
   }
 
   /** Looks at the ring for as long as the way of waiting allows; answers whether something is there. */
@@ -684,9 +684,11 @@ export class QueueEngine {
   #reap(): number {
     const count = this.#ring.drain(this.#reaped)
     if (count < 0) {
-      this.#onFault(
-        new Errno.EPROTO({ operation: "reap", queue: this.index, detail: this.#ring.fault ?? "the ring is broken" })
-      )
+      const detail = this.#ring.fault ?? "the ring is broken"
+      const failure = new Errno.EPROTO({ operation: "reap", queue: this.index, detail })
+      // Before others hear of it, who may submit here: the ring has free slots whose owners have not heard.
+      this.failure ??= failure
+      this.#onFault(failure)
       return 0
     }
     if (count === 0 && !this.isContended) return 0

@@ -41,6 +41,8 @@ export interface DeviceRingOptions {
   readonly eventIdx: boolean
   /** Hears of a rule that the driver broke. */
   readonly violation: (text: string) => void
+  /** Where both sides begin, as a free-running index of 16 bits. Default 0. */
+  readonly position?: number
 }
 
 export interface DeviceRing {

@@ -23,7 +23,7 @@ const { FrontendRequest, ProtocolFeature } = Message
  * What may go wrong at a message, instead of the reply that is due or beside it:
  *
  * - `wrong request`: the reply of another request. `no reply flag`, `wrong version`, `wrong flags` (any others).
- * - `wrong size`: a reply of half its payload, with a header that says so. `any size`: one of up to 300 bytes.
+ * - `wrong size`: a reply of half its payload, with a header that says so. `any size`: one of up to 267 bytes.
  * - `short payload and close`: a whole header, half of the payload, and the end of the stream.
  * - `payload above the limit`: a header that announces more than any message has.
  * - `flipped bit`: in header or payload. `garbage`: up to 64 bytes of anything.
@@ -89,7 +89,7 @@ export interface Script {
   readonly queues: bigint
   /** How many memory regions it takes. */
   readonly slots: bigint
-  /** The configuration space. */
+  /** The configuration space. More of it is refused, as by qemu-storage-daemon. */
   readonly config: Uint8Array
   /** Answers GET_CONFIG of this size with an empty payload. */
   readonly refusesConfig: (size: number) => boolean
@@ -186,7 +186,7 @@ const INFLIGHT_HEADER_BYTES = 16
 const INFLIGHT_ENTRY_BYTES = 16
 
 /** The most bytes of a reply that has any size, and of garbage. */
-const MOST_BYTES = 300
+const MOST_BYTES = Message.MAX_PAYLOAD_BYTES
 const MOST_GARBAGE = 64
 
 /** Messages whose reply has a meaning of its own, whether or not NEED_REPLY is set. */
@@ -353,10 +353,9 @@ class Backend {
     const isDue = fault?.request === request && (fault.occurrence ?? 1) === occurrence
     const payload = this.#reply(message)
     const fds = request === FrontendRequest.GET_INFLIGHT_FD ? [this.#inflightFd(payload)] : []
-    if (isDue) this.#misbehave(fault.what, 0, message, payload ?? Message.encodeU64(0n), fds)
-    else if (planned !== undefined) {
-      this.#misbehave(planned.kind, planned.value, message, payload ?? Message.encodeU64(0n), fds)
-    } else if (payload !== undefined) this.send(Message.encodeMessage(request, Message.FLAG_REPLY, payload), fds)
+    if (isDue) this.#misbehave(fault.what, 0, message, payload, fds)
+    else if (planned !== undefined) this.#misbehave(planned.kind, planned.value, message, payload, fds)
+    else if (payload !== undefined) this.send(Message.encodeMessage(request, Message.FLAG_REPLY, payload), fds)
     fds.forEach(Libc.close)
   }
 
@@ -383,7 +382,7 @@ class Backend {
         return payload
       case FrontendRequest.GET_CONFIG: {
         const { size } = Message.decodeConfig(payload)
-        if (script.refusesConfig(size)) return new Uint8Array(0)
+        if (script.refusesConfig(size) || size > script.config.length) return new Uint8Array(0)
         return Message.encodeConfig({ offset: 0, size, flags: 0, region: script.config.subarray(0, size) })
       }
       case FrontendRequest.GET_INFLIGHT_FD: {
@@ -402,9 +401,11 @@ class Backend {
     what: Fault,
     value: number,
     { request }: Received,
-    payload: Uint8Array,
+    due: Uint8Array | undefined,
     fds: ReadonlyArray<number>
   ): void {
+    // Where no reply is due, a wrong one is one that nobody asked for.
+    const payload = due ?? Message.encodeU64(0n)
     const reply = Message.encodeMessage(request, Message.FLAG_REPLY, payload)
     if (typeof what === "object") return this.send(what.garbage)
     const next = SeededRandom.make(value)
@@ -439,17 +440,19 @@ class Backend {
       case "extra descriptors":
         return this.send(reply, [...fds, this.#socket, this.#socket])
       case "missing descriptors":
-        return this.send(reply)
+        if (due !== undefined) this.send(reply)
+        return
       case "reply twice":
         this.send(reply, fds)
         return this.send(reply)
       case "unasked message":
         this.send(Message.encodeMessage(next(64), Message.FLAG_REPLY, Message.encodeU64(0n)))
-        return this.send(reply, fds)
+        if (due !== undefined) this.send(reply, fds)
+        return
       case "acknowledge with 1":
         return this.send(Message.encodeMessage(request, Message.FLAG_REPLY, Message.encodeU64(1n)))
       case "reply and close":
-        this.send(reply, fds)
+        if (due !== undefined) this.send(reply, fds)
         return this.hangUp()
       case "silence":
         this.#isSilent = true

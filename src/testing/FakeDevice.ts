@@ -74,7 +74,12 @@ export interface DeviceRequest {
  */
 export type RequestFault = (typeof requestFaults)[number]
 
-/** @internal */
+/**
+ * All of {@link RequestFault}.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
 export const requestFaults = [
   "id out of range",
   "id not in flight",
@@ -110,7 +115,12 @@ export const requestFaults = [
  */
 export type DeviceEvent = (typeof deviceEvents)[number]
 
-/** @internal */
+/**
+ * All of {@link DeviceEvent}.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
 export const deviceEvents = [
   "configuration changes",
   "garbage configuration",

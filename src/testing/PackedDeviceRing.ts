@@ -25,19 +25,22 @@ interface Position {
   readonly wrap: boolean
 }
 
-const START: Position = { place: 0, wrap: true }
-
 export class PackedDeviceRing implements DeviceRing {
   readonly #options: DeviceRingOptions
-  #taken = START
-  #used = START
-  #published = START
+  #taken: Position
+  #used: Position
+  #published: Position
   /** The flags of the first descriptor used since the last publication, which are written last. */
   #firstFlags: number | undefined
   #asksNotifications = true
 
   constructor(options: DeviceRingOptions) {
+    const { position = 0, ring } = options
+    const start = { place: position % ring.queueSize, wrap: (position & ring.queueSize) === 0 }
     this.#options = options
+    this.#taken = start
+    this.#used = start
+    this.#published = start
   }
 
   /** Reads a list (§2.8.6) or a table (§2.8.7) and checks what the driver promised of it. */

@@ -17,13 +17,17 @@ const u16 = (n: number): number => n & 0xffff
 
 export class SplitDeviceRing implements DeviceRing {
   readonly #options: DeviceRingOptions
-  #takenIdx = 0
-  #usedIdx = 0
-  #publishedIdx = 0
+  #takenIdx: number
+  #usedIdx: number
+  #publishedIdx: number
   #asksNotifications = true
 
   constructor(options: DeviceRingOptions) {
+    const { position = 0 } = options
     this.#options = options
+    this.#takenIdx = position
+    this.#usedIdx = position
+    this.#publishedIdx = position
   }
 
   /** Follows a chain (§2.7.5) and checks what the driver promised of it. */

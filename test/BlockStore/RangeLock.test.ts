@@ -121,14 +121,13 @@ describe("RangeLock", () => {
       })
     ))
 
-  it.live("serves a crowd of thousands in a moment", () =>
+  it.live("serves a crowd of thousands without looking at all of it for each", () =>
     Effect.gen(function*() {
-      const CROWD = 4000
-      const LIMIT_MS = 2000
+      // A line in which each looks at all others would take minutes, which the time limit of the test does not give it.
+      const CROWD = 40_000
       for (const apart of [true, false]) {
         const lock = new RangeLock()
         const order: Array<number> = []
-        const began = performance.now()
         yield* Effect.forEach(
           Array.from({ length: CROWD }, (_, i) => i),
           (i) =>
@@ -138,7 +137,6 @@ describe("RangeLock", () => {
           { concurrency: "unbounded", discard: true }
         )
         expect(order).toStrictEqual(Array.from({ length: CROWD }, (_, i) => i))
-        expect(performance.now() - began).toBeLessThan(LIMIT_MS)
       }
     }))
 })

@@ -257,7 +257,7 @@ describe("data", () => {
         expect(Buffer.compare(behind.content, disk)).toBe(0)
         expect(memory.allocated).toBeLessThan(1 << 16)
       })),
-    { arbitrary: { runs: 30 }, timeout: 60_000 }
+    { arbitrary: { runs: 30 }, timeout: 300_000 }
   )
 })
 
@@ -340,7 +340,7 @@ describe("stopping", () => {
           expect(queue.ring.usedIdx).toBe(queue.ring.availIdx)
         }
       })),
-    { arbitrary: { runs: 40 }, timeout: 60_000 }
+    { arbitrary: { runs: 40 }, timeout: 300_000 }
   )
 
   live(

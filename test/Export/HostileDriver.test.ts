@@ -515,7 +515,7 @@ describe("any ring at all", () => {
         yield* served.serves
         expect(behind.inFlight).toBe(0)
       })),
-    { arbitrary: { runs: 300 }, timeout: 60_000 }
+    { arbitrary: { runs: 300 }, timeout: 300_000 }
   )
 
   it("got as far as the store, and was ended, often enough", () => {

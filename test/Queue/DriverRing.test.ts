@@ -175,7 +175,7 @@ describe("indices", () => {
       expect([ring.outstanding, ring.pending, ring.fault]).toStrictEqual([0, false, undefined])
       tidy(device)
     },
-    60_000
+    300_000
   )
 })
 
@@ -369,7 +369,7 @@ describe("a full ring", () => {
     expect(new Set(Array.from(out, slotOf)).size).toBe(count)
     expect(out.every((completion) => statusOf(completion) === 0)).toBe(true)
     tidy(device)
-  }, 60_000)
+  }, 300_000)
 
   it.each(layouts)("takes as many chains as there are descriptors for (%o)", (given) => {
     const { device, out, ring } = open({ ...given, indirect: false })

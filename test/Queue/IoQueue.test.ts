@@ -1264,7 +1264,7 @@ describe("no wake-up is lost (P-EVT-1)", () => {
             yield* Effect.promise(() => looking)
           })
       ),
-    { arbitrary: { runs: 60 }, timeout: 120_000 }
+    { arbitrary: { runs: 60 }, timeout: 300_000 }
   )
 
   it.live("in a thousand rounds of one request, each answered at another moment", () =>

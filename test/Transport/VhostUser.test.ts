@@ -51,7 +51,7 @@ const { BackendRequest, FrontendRequest, ProtocolFeature } = Message
 /** Long enough never to pass by itself. */
 const PATIENT = "20 seconds"
 /** Short, where a test waits for it to pass. */
-const SHORT = "100 millis"
+const SHORT = "500 millis"
 
 const connectTo = (backend: FakeBackend.FakeBackend, replyTimeout: VhostUser.Options["replyTimeout"] = PATIENT) =>
   Effect.flatMap(VhostUser.make({ fd: backend.fd, replyTimeout }), ({ connect }) => connect)
@@ -248,7 +248,7 @@ describe("a path", () => {
       for (let round = 0; round < 3; round++) {
         const error = yield* Effect.flip(Effect.scoped(transport.connect))
         expect(error).toMatchObject({ _tag: "ETIMEDOUT", operation: "GET_FEATURES", isRetryable: true })
-        expect(error.message).toContain("no reply within 100 ms")
+        expect(error.message).toContain("no reply within 500 ms")
         expect(error.message).toContain("is another one connected?")
       }
     }))

@@ -66,7 +66,7 @@ describe("files", () => {
           stderr: ""
         })
       }
-    }), 60_000)
+    }), 300_000)
 
   onBackend("that differ where one has a hole", () =>
     Effect.gen(function*() {

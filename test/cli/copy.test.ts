@@ -407,7 +407,7 @@ describe.skipIf(!scriptIsHere)("on a terminal", () => {
           expect(bar.length).toBeLessThan(80)
         }
         expect(drawn.at(-1)).toMatch(/^copied 67108864 bytes [^\n]*\n$/u)
-      }), 60_000)
+      }), 300_000)
   })
 })
 

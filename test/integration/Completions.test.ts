@@ -48,7 +48,7 @@ forEachBackend("completions by hand", (backend) => {
 
   onBackend("not there in time stay to be taken, and too many asked for are refused", () =>
     Effect.gen(function*() {
-      const { socketPath } = yield* backend.serve(slow(300))
+      const { socketPath } = yield* backend.serve(slow(2000))
       const disk = yield* open(socketPath)
       const queue = disk.queue(0)
       const region = yield* disk.allocate(4 * KiB)

@@ -108,7 +108,7 @@ forEachBackend("connecting", (backend) => {
         }))
         if (cycle % 100 === 0) yield* Resources.settlesAt(before)
       }
-    }), 120_000)
+    }), 300_000)
 
   onBackend(
     "interrupted at any moment leaves the process at once as it was, and the backend fit for the next",
@@ -155,14 +155,14 @@ forEachBackend("connecting", (backend) => {
           yield* session
         })
       ),
-    60_000
+    300_000
   )
 
   onBackend(
     "interrupting a request gives its buffer back only when the device has let go of it",
     () =>
       Effect.gen(function*() {
-        const { socketPath } = yield* backend.serve(slow(200))
+        const { socketPath } = yield* backend.serve(slow(1000))
         const disk = yield* open(socketPath, { queueSize: 2 })
         const region = yield* disk.allocate(4 * KiB)
         const reading = yield* Effect.forkChild(disk.queue(0).read(0, region.bytes), { startImmediately: true })

@@ -262,7 +262,7 @@ forEachBackend("jobs that write and verify", (backend) => {
             }
           })
         ),
-      60_000
+      300_000
     )
   }
 })

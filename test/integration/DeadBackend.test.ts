@@ -119,7 +119,7 @@ forEachBackend("a backend that is gone", (backend) => {
           Effect.exit(queue.submit(Array.from({ length: 5 * QUEUE_SIZE }, () => read))),
           { startImmediately: true }
         )
-        yield* Effect.sleep(200)
+        yield* Effect.sleep(1000)
         expect(submitting.pollUnsafe()).toBeUndefined()
         yield* kill("SIGKILL")
         yield* ended
@@ -201,8 +201,8 @@ forEachBackend("a backend that is gone", (backend) => {
       const { kill, socketPath } = yield* serveRawApart(backend, MiB)
       const disk = yield* open(socketPath, {
         queueSize: QUEUE_SIZE,
-        deviceTimeout: "400 millis",
-        replyTimeout: "300 millis"
+        deviceTimeout: "2 seconds",
+        replyTimeout: "2 seconds"
       })
       const region = yield* disk.allocate(64 * KiB)
       const buffer = region.bytes.subarray(0, 4 * KiB)
@@ -267,7 +267,7 @@ forEachBackend("closing", (backend) => {
         const disk = yield* open(socketPath, {
           queueSize: QUEUE_SIZE,
           closeTimeout: "200 millis",
-          replyTimeout: "200 millis"
+          replyTimeout: "2 seconds"
         }).pipe(Scope.provide(scope))
         const region = yield* disk.allocate(4 * KiB).pipe(Scope.provide(scope))
         const pending = yield* keepBusy(disk.queue(0), region.bytes)
@@ -280,7 +280,7 @@ forEachBackend("closing", (backend) => {
 
   onBackend("keeps the queues' descriptors until what is in flight has ended", () =>
     Effect.gen(function*() {
-      const { socketPath } = yield* backend.serve(slow(300), { numQueues: 2 })
+      const { socketPath } = yield* backend.serve(slow(1500), { numQueues: 2 })
       for (const waiting of ["event", "adaptive"] as const) {
         const scope = yield* Scope.make()
         const disk = yield* open(socketPath, { numQueues: 2, waiting }).pipe(Scope.provide(scope))
@@ -327,8 +327,8 @@ forEachBackend("closing", (backend) => {
       const scope = yield* Scope.make()
       const disk = yield* open(socketPath, {
         closeTimeout: Infinity,
-        deviceTimeout: "300 millis",
-        replyTimeout: "200 millis"
+        deviceTimeout: "1 second",
+        replyTimeout: "2 seconds"
       }).pipe(Scope.provide(scope))
       const region = yield* disk.allocate(4 * KiB)
       const reading = yield* Effect.forkScoped(Effect.exit(disk.queue(0).read(0, region.bytes)), {

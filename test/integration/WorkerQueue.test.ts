@@ -12,6 +12,7 @@ import { fakeConnection } from "../Driver/fakeConnection.ts"
 import { slow } from "../support/Backend.ts"
 import { forEachBackend, serveRaw } from "../support/backends.ts"
 import { KiB, MiB, onBackend, open } from "../support/daemon.ts"
+import { mayLeave } from "../support/leakGate.ts"
 import { BLOCK_BYTES, passOver, startIdleThread, startThread } from "../support/queueThread.ts"
 import { leavesNothing } from "../support/resources.ts"
 
@@ -288,7 +289,7 @@ forEachBackend("the end of a queue in another thread", (backend) => {
       const scope = yield* Scope.make()
       const { handOver } = yield* openTwo(socketPath).pipe(Scope.provide(scope))
       const thread = yield* startThread(yield* handOver.pipe(Scope.provide(scope)))
-      const reading = yield* thread.begin({ _tag: "read", times: 2 * QUEUE_SIZE })
+      const reading = yield* thread.begin({ _tag: "read", times: 20 * QUEUE_SIZE })
       yield* Scope.close(scope, Exit.void)
       expect(yield* reading).toStrictEqual(["ESHUTDOWN", "success"])
     }))
@@ -299,7 +300,7 @@ forEachBackend("the end of a queue in another thread", (backend) => {
       const scope = yield* Scope.make()
       const { handOver } = yield* openTwo(socketPath, "adaptive", {
         closeTimeout: "200 millis",
-        replyTimeout: "200 millis"
+        replyTimeout: "2 seconds"
       }).pipe(Scope.provide(scope))
       const thread = yield* startThread(yield* handOver.pipe(Scope.provide(scope)))
       const reading = yield* thread.begin({ _tag: "read", times: 4 })
@@ -313,8 +314,8 @@ forEachBackend("the end of a queue in another thread", (backend) => {
     Effect.gen(function*() {
       const { kill, socketPath } = yield* backend.serveApart(slow(FOREVER_MS), { numQueues: 2 })
       const { kept, region, thread } = yield* openHanded(socketPath, "adaptive", {
-        deviceTimeout: "400 millis",
-        replyTimeout: "300 millis"
+        deviceTimeout: "2 seconds",
+        replyTimeout: "2 seconds"
       })
       const reading = yield* thread.begin({ _tag: "read", times: 4 })
       yield* kill("SIGSTOP")
@@ -401,10 +402,11 @@ forEachBackend("opening a queue while its device closes", (backend) => {
     }))
 })
 
-// A thread that exits in the middle leaves its mappings to the process, so that nothing is counted here.
 forEachBackend("a thread that exits in the middle", (backend) => {
   it.live("does not hold the device up", () =>
     Effect.gen(function*() {
+      // Nobody is there any more to close what the thread had opened: the process keeps it.
+      mayLeave(/^(?:descriptor \d+: (?:anon_inode:\[eventfd\]|\/memfd:effect-blkio)|mapping .*\/memfd:effect-blkio)/u)
       const { socketPath } = yield* backend.serve(slow(100), { numQueues: 2 })
       for (const kind of ["event", "poll"] as const) {
         yield* Effect.scoped(Effect.gen(function*() {

@@ -6,9 +6,12 @@
  */
 import { it } from "@effect/vitest"
 import { Effect, Exit, Scope } from "effect"
-import { readdirSync, readFileSync, readlinkSync } from "node:fs"
+import { readFileSync } from "node:fs"
 import { isDeepStrictEqual } from "node:util"
 import { expect } from "vitest"
+import { descriptors, mappings } from "./holdings.ts"
+
+export { descriptors }
 
 export interface Resources {
   readonly eventfds: number
@@ -17,19 +20,6 @@ export interface Resources {
   readonly mappings: number
 }
 
-/** Every open descriptor of this process, and what it links to. */
-export const descriptors = (): ReadonlyMap<number, string> =>
-  new Map(
-    readdirSync("/proc/self/fd").flatMap((name) => {
-      try {
-        return [[Number(name), readlinkSync(`/proc/self/fd/${name}`)] as const]
-      } catch {
-        // The descriptor by which the directory was read is closed by now.
-        return []
-      }
-    })
-  )
-
 export const count = (): Resources => {
   const links = [...descriptors().values()]
   const those = (start: string) => links.filter((link) => link.startsWith(start)).length
@@ -37,7 +27,7 @@ export const count = (): Resources => {
     eventfds: those("anon_inode:[eventfd]"),
     memfds: those("/memfd:effect-blkio"),
     sockets: those("socket:"),
-    mappings: readFileSync("/proc/self/maps", "utf8").split("/memfd:effect-blkio").length - 1
+    mappings: mappings().length
   }
 }
 

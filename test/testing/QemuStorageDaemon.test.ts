@@ -88,7 +88,7 @@ describe("QemuStorageDaemon", () => {
       expect(error.detail).toContain("ended with exit code 3 before it was ready")
       expect(error.detail).toMatch(/bad day$/)
       expect(error.detail.length).toBeLessThan(17_000)
-      expect(performance.now() - start).toBeLessThan(2_000)
+      expect(performance.now() - start).toBeLessThan(8_000)
       expect(readdirSync(folder)).toStrictEqual(["daemon"])
     }).pipe(Effect.provide(NodeServices.layer)))
 
@@ -103,13 +103,13 @@ describe("QemuStorageDaemon", () => {
     Effect.gen(function*() {
       const { binary, folder } = yield* daemonThat("trap '' TERM; echo \"I am $$\" >&2; while :; do sleep 0.05; done")
       const start = performance.now()
-      const error = yield* QemuStorageDaemon.make({ exports: [disk], binary, startTimeout: "300 millis" }).pipe(
+      const error = yield* QemuStorageDaemon.make({ exports: [disk], binary, startTimeout: "2 seconds" }).pipe(
         withTemporaryFolder(folder),
         Effect.flip
       )
       expect(error._tag).toBe("EIO")
-      expect(error.detail).toContain("not ready within 300ms: I am ")
-      expect(performance.now() - start).toBeLessThan(3_500)
+      expect(error.detail).toContain("not ready within 2s: I am ")
+      expect(performance.now() - start).toBeLessThan(20_000)
       const pid = Number(/I am (\d+)/.exec(error.detail)?.[1])
       expect(() => process.kill(pid, 0)).toThrow("ESRCH")
       expect(readdirSync(folder)).toStrictEqual(["daemon"])

@@ -1,0 +1,3 @@
+import { install } from "./support/leakGate.ts"
+
+install()
