@@ -142,6 +142,7 @@ export const fromStarted = Effect.fnUntraced(function*(
     Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
       const free = yield* restore(pool)
       const bounce = yield* restore(Queue.take(free))
+      if (isGone(bounce)) return yield* closed()
       // Detached, since a request ends on its own: with the device at the latest.
       const fiber = yield* Effect.forkDetach(request(bounce), { startImmediately: true })
       const release = () => {
@@ -157,6 +158,7 @@ export const fromStarted = Effect.fnUntraced(function*(
             fiber.interruptUnsafe()
           })
       )
+      if (exit._tag === "Success" && isGone(bounce)) return yield* closed()
       if (exit._tag === "Success") finish(bounce)
       if (isLate(exit)) {
         const letGo = yield* Effect.forkDetach(
@@ -360,6 +362,11 @@ const overlapping = (
     begin += buffer.length
   }
 }
+
+/** Whether the pool went with the device, and its memory with it. */
+const isGone = (bounce: Uint8Array): boolean => bounce.length === 0
+
+const closed = (): Errno.ESHUTDOWN => new Errno.ESHUTDOWN({ operation: "block device", detail: "the device is closed" })
 
 /** Tells whether the device did not answer in time, and still has the buffer. */
 const isLate = (exit: Exit.Exit<void, StoreError>): boolean =>

@@ -12,6 +12,7 @@ import type { StoreError } from "../src/BlockStore/BlockStore.ts"
 import { copy } from "../src/BlockStore/Copy.ts"
 import { RequestType, Status } from "../src/Wire/VirtioBlk.ts"
 import { type BlockDevice, VirtioBlk } from "../src/index.ts"
+import { FakeTransport } from "../src/testing/index.ts"
 import { expectBytes, pattern } from "./BlockStore/WatchedStore.ts"
 import { fakeConnection } from "./Driver/fakeConnection.ts"
 import { slow } from "./support/Backend.ts"
@@ -559,6 +560,20 @@ describe("a device in memory", () => {
       for (let i = 0; i < 40; i++) expect(device.disk[i * 512]).toBe(i + 1)
       for (let i = 100; i < 160; i++) expect(device.disk[i * 512]).toBe(0xbb)
     }))
+
+  live(
+    "fails calls that come after its end, also where there are bounce buffers already",
+    () =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const disk = yield* Scope.provide(VirtioBlk.make(FakeTransport.make().recipe), scope)
+        yield* disk.readBytes(0, 512)
+        yield* Scope.close(scope, Exit.void)
+        for (const call of [disk.readBytes(0, 512), disk.writeBytes(0, new Uint8Array(512)), disk.flush]) {
+          expect((yield* Effect.flip(call))._tag).toBe("ESHUTDOWN")
+        }
+      })
+  )
 
   live("spreads calls over its queues, in turn", () =>
     Effect.gen(function*() {

@@ -14,7 +14,8 @@ interface Claim {
   readonly end: number
   /** How many earlier claims overlap this one: it is held where there are none. */
   blockers: number
-  readonly grant: () => void
+  /** Lets whoever waits for it go on. */
+  grant: () => void
 }
 
 /** Ranges that are held or waited for. */
@@ -25,21 +26,23 @@ export class RangeLock {
   /** Runs an effect while the bytes from `start` up to `end` are held. */
   with(start: number, end: number): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R> {
     return (effect) =>
-      Effect.acquireUseRelease(
-        this.#claim(start, end),
-        () => effect,
-        (claim) => Effect.sync(() => this.#release(claim))
+      // A fiber may be interrupted before any operation: from its claim to its release, only where it waits and in the effect.
+      Effect.uninterruptibleMask((restore) =>
+        Effect.suspend(() => {
+          const claim = this.#claim(start, end)
+          return Effect.andThen(granted(claim), effect).pipe(
+            restore,
+            Effect.ensuring(Effect.sync(() => this.#release(claim)))
+          )
+        })
       )
   }
 
-  #claim(start: number, end: number): Effect.Effect<Claim> {
-    return Effect.interruptible(Effect.callback((resume) => {
-      const claim: Claim = { start, end, blockers: 0, grant: () => resume(Exit.succeed(claim)) }
-      for (const earlier of this.#claims) if (overlap(earlier, claim)) claim.blockers++
-      this.#claims.add(claim)
-      if (claim.blockers === 0) claim.grant()
-      return Effect.sync(() => this.#release(claim))
-    }))
+  #claim(start: number, end: number): Claim {
+    const claim: Claim = { start, end, blockers: 0, grant: () => {} }
+    for (const earlier of this.#claims) if (overlap(earlier, claim)) claim.blockers++
+    this.#claims.add(claim)
+    return claim
   }
 
   #release(claim: Claim): void {
@@ -54,5 +57,11 @@ export class RangeLock {
     for (const { grant } of free) grant()
   }
 }
+
+const granted = (claim: Claim): Effect.Effect<void> =>
+  Effect.callback((resume) => {
+    claim.grant = () => resume(Exit.void)
+    if (claim.blockers === 0) claim.grant()
+  })
 
 const overlap = (one: Claim, other: Claim): boolean => one.start < other.end && other.start < one.end

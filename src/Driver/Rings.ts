@@ -36,53 +36,68 @@ export interface Rings {
 /** Of what a ring begins at a multiple, in bytes. */
 const ALIGNMENT = 64
 
-/** Where rings come from, and where what they need belongs. */
-export interface OpenOptions {
-  /**
-   * Rings that a lost connection has left and that go on with another backend, which finds what it has to do in the record of the
-   * one before. Default: new ones.
-   */
-  readonly left?: Rings | undefined
-  /** The channels of the queues, where they have some. */
-  readonly channels?: ReadonlyArray<QueueChannel> | undefined
-  /** What new rings belong to. */
-  readonly ringScope: Scope.Scope
-  /** What new channels belong to. */
-  readonly channelScope: Scope.Scope
+/** Rings, and what they belong to. */
+export interface Linked {
+  readonly rings: Rings
+  /** What the rings belong to. */
+  readonly ringScope: Scope.Closeable
+  /** What belongs to them on the connection that they are on. */
+  readonly scope: Scope.Closeable
 }
 
-/** Starts the device's queues, as the properties say; they are stopped with the Scope. */
-export const open = Effect.fnUntraced(function*(
+/**
+ * Starts the device's queues, as the properties say, with the channels they have, or new ones that belong to `parent`. `left` are
+ * rings that a lost connection has left and that go on with another backend, which finds what it has to do in the record of the
+ * one before; without them, they are new.
+ */
+export const put = (
   connection: Connection,
   properties: PropertyState,
-  { channelScope, channels: known, left, ringScope }: OpenOptions
-): Effect.fn.Return<Rings, StartDeviceError, Scope.Scope> {
-  const { Ring, options } = layoutOf(properties)
-  const count = properties.value("num-queues") + properties.value("num-poll-queues")
-  const offsets = Array.from({ length: count }, (_, i) => i * Ring.bytes(options))
-  // Behind the rings there is room for the device's identity.
-  const bytes = count * Ring.bytes(options) + ALIGNMENT
-  const memory = left?.memory ?? (yield* Scope.provide(MemoryRegion.allocate(bytes), ringScope))
-  const address = yield* Effect.acquireRelease(
-    connection.map(memory, left?.address),
-    () => connection.unmap(memory)
-  )
-  const rings = left?.rings ??
-    offsets.map((offset) => new Ring(options, { buffer: memory.bytes.buffer, offset, address }))
-  // Also where the start does not end well: the device lets go of the rings before their memory goes.
-  yield* Effect.addFinalizer(() => connection.stop)
-  const addresses = rings.map(({ avail, descriptors, queueSize, used, usedPosition }): QueueAddresses => ({
-    avail,
-    descriptors,
-    queueSize,
-    used,
-    ...(left === undefined ? {} : { base: usedPosition })
+  parent: Scope.Scope,
+  channels?: ReadonlyArray<QueueChannel>,
+  left?: Linked
+): Effect.Effect<Linked, StartDeviceError> =>
+  Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+    const ringScope = left?.ringScope ?? (yield* Scope.fork(parent))
+    const scope = yield* Scope.fork(parent)
+    const { Ring, options } = layoutOf(properties)
+    const count = properties.value("num-queues") + properties.value("num-poll-queues")
+    const offsets = Array.from({ length: count }, (_, i) => i * Ring.bytes(options))
+    // Behind the rings there is room for the device's identity.
+    const bytes = count * Ring.bytes(options) + ALIGNMENT
+    const start = Effect.gen(function*() {
+      const memory = left?.rings.memory ?? (yield* Scope.provide(MemoryRegion.allocate(bytes), ringScope))
+      const address = yield* Effect.acquireRelease(
+        connection.map(memory, left?.rings.address),
+        () => connection.unmap(memory)
+      )
+      const rings = left?.rings.rings
+        ?? offsets.map((offset) => new Ring(options, { buffer: memory.bytes.buffer, offset, address }))
+      // Also where the start does not end well: the device lets go of the rings before their memory goes.
+      yield* Effect.addFinalizer(() => connection.stop)
+      const addresses = rings.map(({ avail, descriptors, queueSize, used, usedPosition }): QueueAddresses => ({
+        avail,
+        descriptors,
+        queueSize,
+        used,
+        ...(left === undefined ? {} : { base: usedPosition })
+      }))
+      const started = yield* channels === undefined
+        ? Scope.provide(connection.start(addresses), parent)
+        : connection.start(addresses, channels)
+      const layout = Ring === PackedRing ? "packed" : "split"
+      return { layout, options, memory, address, rings, offsets, channels: started } as const
+    })
+    const rings = yield* start.pipe(
+      restore,
+      Scope.provide(scope),
+      Effect.onError((cause) => {
+        const exit = Exit.failCause(cause)
+        return Effect.andThen(Scope.close(scope, exit), left === undefined ? Scope.close(ringScope, exit) : Effect.void)
+      })
+    )
+    return { rings, ringScope, scope }
   }))
-  const channels = yield* known === undefined
-    ? Scope.provide(connection.start(addresses), channelScope)
-    : connection.start(addresses, known)
-  return { layout: Ring === PackedRing ? "packed" : "split", options, memory, address, rings, offsets, channels }
-})
 
 /** How often an answer is looked for, and how long. */
 const LOOK_MS = 1

@@ -34,7 +34,7 @@ import { type DeviceFailure, QueueEngine, type Waiting } from "../Queue/QueueEng
 import type { DeviceRules } from "../Queue/Request.ts"
 import { UnflushedWrites } from "../Queue/UnflushedWrites.ts"
 import type { ReconnectPolicy } from "../Transport/ReconnectPolicy.ts"
-import type { Connection, ConnectionError, QueueChannel } from "../Transport/Transport.ts"
+import type { Connection, ConnectionError } from "../Transport/Transport.ts"
 import { checkConfig, rulesOf } from "./Configuration.ts"
 import { closed, drain, end, expire, until, watch } from "./EngineLife.ts"
 import { HandedQueue } from "./HandedQueue.ts"
@@ -167,38 +167,6 @@ const RELEASE_TIMEOUT = Duration.seconds(5)
 /** Subscribers to configuration changes that fall behind by more than this miss the oldest. */
 const CHANGES_KEPT = 16
 
-/** Rings on a link. */
-interface Linked {
-  readonly rings: Rings.Rings
-  /** What the rings belong to. */
-  readonly ringScope: Scope.Closeable
-  /** What belongs to them on this link. */
-  readonly scope: Scope.Closeable
-}
-
-/** Puts rings on a link: new ones, or those of the link before. */
-const put = (
-  { connection }: Link,
-  properties: PropertyState,
-  parent: Scope.Scope,
-  channels?: ReadonlyArray<QueueChannel>,
-  left?: Linked
-): Effect.Effect<Linked, StartDeviceError> =>
-  Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
-    const ringScope = left?.ringScope ?? (yield* Scope.fork(parent))
-    const scope = yield* Scope.fork(parent)
-    const options = { left: left?.rings, channels, ringScope, channelScope: parent }
-    const rings = yield* Rings.open(connection, properties, options).pipe(
-      restore,
-      Scope.provide(scope),
-      Effect.onError((cause) => {
-        const exit = Exit.failCause(cause)
-        return Effect.andThen(Scope.close(scope, exit), left === undefined ? Scope.close(ringScope, exit) : Effect.void)
-      })
-    )
-    return { rings, ringScope, scope }
-  }))
-
 /** Starts a connected device's queues, as its properties say. */
 export const start = Effect.fnUntraced(function*(
   way: Way,
@@ -208,7 +176,7 @@ export const start = Effect.fnUntraced(function*(
   const { reconnect: policy } = way.recipe
   const eventQueues = properties.value("num-queues")
   const scope = yield* Effect.scope
-  let linked = yield* put(way.link, properties, scope)
+  let linked = yield* Rings.put(way.link.connection, properties, scope)
   const identity = policy === undefined ? "" : yield* Rings.identify(way.link.connection, linked.rings)
 
   const rules: { -readonly [K in keyof DeviceRules]: DeviceRules[K] } = rulesOf(properties)
@@ -268,7 +236,8 @@ export const start = Effect.fnUntraced(function*(
         () => policy !== undefined && Deferred.isDoneUnsafe(connection.lost),
         () =>
           Effect.andThen(
-            Deferred.await(next),
+            // Whoever waits for a device that is away may be interrupted, also in the middle of acquiring something.
+            Effect.interruptible(Deferred.await(next)),
             Effect.suspend((): Effect.Effect<A, E | DeviceFailure> => {
               const failure = gone()
               return failure === undefined ? onLink(use) : Exit.fail(failure)
@@ -324,7 +293,7 @@ export const start = Effect.fnUntraced(function*(
     const before: Before = { ...known, queues: engines.length, queueSize: properties.value("queue-size") }
     const next = yield* interruptible(reopen(way.recipe, way.scope, before))
     let goesOn = false
-    const compare = (on: Linked) =>
+    const compare = (on: Rings.Linked) =>
       Effect.flatMap(
         Rings.identify(next.connection, on.rings),
         (now) => now === identity ? Effect.void : stale(`it calls itself "${now}", and was "${identity}"`)
@@ -339,7 +308,10 @@ export const start = Effect.fnUntraced(function*(
       if (mayGoOn) {
         // Not on rings with requests in them.
         yield* interruptible(Effect.scoped(
-          Effect.flatMap(Effect.flatMap(Effect.scope, (scratch) => put(next, properties, scratch)), compare)
+          Effect.flatMap(
+            Effect.flatMap(Effect.scope, (scratch) => Rings.put(next.connection, properties, scratch)),
+            compare
+          )
         ))
         goesOn = true
         for (const engine of engines) engine.handBack()
@@ -347,7 +319,9 @@ export const start = Effect.fnUntraced(function*(
         hasLeftRings = false
         yield* Scope.close(linked.ringScope, Exit.void)
       }
-      const relinked = yield* interruptible(put(next, properties, scope, channels, goesOn ? linked : undefined))
+      const relinked = yield* interruptible(
+        Rings.put(next.connection, properties, scope, channels, goesOn ? linked : undefined)
+      )
       if (!goesOn) {
         yield* Effect.onError(
           interruptible(compare(relinked)),

@@ -301,8 +301,10 @@ export class CompletionSession<R extends Request> implements Owner {
     const { max = Infinity, min = Math.min(1, max), timeout } = options
     const refuse = (detail: string) => Exit.fail(new Errno.EINVAL({ operation: "completions", detail }))
     const take = (): Exit.Exit<ReadonlyArray<Completion<R>>, Errno.EINVAL | Errno.ETIME | DeviceFailure> => {
+      // Also where nothing is asked for: whoever takes what there is would otherwise never hear that no more will come.
+      const isShort = this.#ready.length < Math.max(min, 1)
+      if (isShort && this.#engine.failure !== undefined && this.#inFlight === 0) return Exit.fail(this.#engine.failure)
       if (this.#ready.length >= min) return Exit.succeed(this.#take(max))
-      if (this.#engine.failure !== undefined && this.#inFlight === 0) return Exit.fail(this.#engine.failure)
       if (min > this.#outstanding) {
         return refuse(`min ${min} must not exceed the ${this.#outstanding} requests outstanding`)
       }

@@ -580,6 +580,7 @@ export class QueueEngine {
     for (const listener of Array.from(this.#failureListeners)) listener()
     this.#callAfter()
     this.#checkConditions()
+    this.signalForeign()
     this.stop()
   }
 

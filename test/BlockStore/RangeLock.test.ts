@@ -5,7 +5,7 @@
  * (the seed is printed on failure); a crowd, against the clock.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber } from "effect"
+import { Deferred, Effect, Exit, Fiber, Option, References } from "effect"
 import { RangeLock } from "../../src/BlockStore/RangeLock.ts"
 import { withSeed } from "../support/daemon.ts"
 
@@ -52,6 +52,25 @@ describe("RangeLock", () => {
       expect(states()).toStrictEqual([true, true, true, true])
       yield* behind.letGo
       yield* apart.letGo
+    }))
+
+  it.live("lets go of a range whose claimant is interrupted, wherever it yields", () =>
+    Effect.gen(function*() {
+      for (let operations = 3; operations < 12; operations++) {
+        for (let turns = 0; turns < 12; turns++) {
+          const lock = new RangeLock()
+          const yielding = lock.with(0, 512)(Effect.yieldNow).pipe(
+            Effect.provideService(References.MaxOpsBeforeYield, operations)
+          )
+          const first = yield* Effect.forkChild(yielding, now)
+          const second = yield* Effect.forkChild(yielding, now)
+          for (let i = 0; i < turns; i++) yield* Effect.yieldNow
+          yield* Fiber.interruptAll([first, second])
+          expect(yield* Effect.timeoutOption(lock.with(0, 512)(Effect.succeed("free")), "1 second")).toStrictEqual(
+            Option.some("free")
+          )
+        }
+      }
     }))
 
   it.live("lets go of a range however its use ends", () =>

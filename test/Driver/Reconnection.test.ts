@@ -230,4 +230,30 @@ describe("a device that comes back", () => {
         }))
       }
     }))
+
+  live("lets go of whoever waits for it, whatever they want", () =>
+    Effect.gen(function*() {
+      const fake = new FakeTransport.FakeTransport()
+      const disk = yield* open(fake, { within: Duration.infinity })
+      fake.failures.connect = new Errno.ECONNREFUSED({ operation: "test", detail: "not yet" })
+      // The configuration is being read when the connection goes.
+      fake.change({ capacitySectors: 4096n })
+      fake.lose()
+      const waiting: ReadonlyArray<Fiber.Fiber<unknown, unknown>> = [
+        yield* fork(disk.refresh),
+        yield* fork(Effect.scoped(disk.allocate(4096))),
+        yield* fork(disk.readBytes(0, 512)),
+        yield* fork(disk.flush)
+      ]
+      yield* Effect.repeat(Effect.sleep(1), {
+        until: () => fake.calls.filter((call) => call === "connect").length >= 4
+      })
+      for (const fiber of waiting) {
+        expect(fiber.pollUnsafe()).toBe(undefined)
+        yield* Fiber.interrupt(fiber)
+      }
+      delete fake.failures.connect
+      yield* until(disk, "connected")
+      expect(disk.capacity).toBe(4096 * 512)
+    }))
 })

@@ -1110,6 +1110,25 @@ describe("a foreign event loop", () => {
   )
 
   it.live.each(cases)(
+    titled("is told of a device that is gone, whatever it asks for"),
+    (options) =>
+      using(options, ({ buffer, engine, queue }) =>
+        Effect.gen(function*() {
+          const fd = Option.getOrThrow(queue.completionFd)
+          yield* queue.setCompletionFdEnabled(true)
+          const bytes = buffer(512)
+          yield* queue.submit([read(0, bytes)])
+          yield* signalled(fd)
+          expect(yield* queue.completions({ min: 0 })).toHaveLength(1)
+          engine.fail(new Errno.ENOTCONN({ operation: "test", detail: "gone" }))
+          yield* signalled(fd)
+          for (const min of [0, 1]) {
+            expect(yield* Effect.flip(queue.completions({ min }))).toMatchObject({ _tag: "ENOTCONN" })
+          }
+        }))
+  )
+
+  it.live.each(cases)(
     titled("is told of a request that never reached the device"),
     (options) =>
       using(options, ({ buffer, queue }) =>
