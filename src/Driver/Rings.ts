@@ -84,7 +84,8 @@ export const put = (
       }))
       const started = yield* channels === undefined
         ? Scope.provide(connection.start(addresses), parent)
-        : connection.start(addresses, channels)
+        // A record that comes with new rings is for whoever goes on with them, also after this link.
+        : Scope.provide(connection.start(addresses, channels), left === undefined ? ringScope : scope)
       const layout = Ring === PackedRing ? "packed" : "split"
       return { layout, options, memory, address, rings, offsets, channels: started } as const
     })

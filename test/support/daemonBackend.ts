@@ -1,10 +1,10 @@
 /** QEMU's storage daemon as a backend: the judge from outside, where it is installed. */
 import { Effect } from "effect"
-import { join } from "node:path"
 import { DiskImage, type QemuStorageDaemon } from "../../src/testing/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
 import type { Backend, Disk, Facts, Pattern, Served, ServeOptions, Zeroes } from "./Backend.ts"
 import { majorOf, MiB, serve } from "./daemon.ts"
+import { exportNode } from "./daemonNode.ts"
 
 const exportOf = (disk: Disk, { blockSize = 512, numQueues = 1, readOnly = false }: ServeOptions = {}) => ({
   image: disk._tag === "zeroes"
@@ -44,23 +44,12 @@ const serveFault = Effect.fnUntraced(function*(
   { blockSize = 512, numQueues = 1, readOnly = false }: ServeOptions
 ) {
   const daemon = yield* serve({ exports: [exportOf({ _tag: "zeroes", size })] })
-  const socketPath = join(daemon.directory, "failing.sock")
-  yield* daemon.qmp.execute("blockdev-add", {
-    "node-name": "failing",
+  const failing = yield* exportNode(daemon, "failing", {
     "driver": "blkdebug",
     "image": { "driver": "null-co", size, "read-zeroes": true },
     "inject-error": [{ event: "none", iotype: operation, errno: 5, sector: Math.floor(offset / 512) }]
-  })
-  yield* daemon.qmp.execute("block-export-add", {
-    "type": "vhost-user-blk",
-    "id": "failing",
-    "node-name": "failing",
-    "writable": !readOnly,
-    "num-queues": numQueues,
-    "logical-block-size": blockSize,
-    "addr": { type: "unix", path: socketPath }
-  })
-  return servedBy(daemon, { id: "failing", nodeName: "failing", socketPath })
+  }, { writable: !readOnly, numQueues, logicalBlockSize: blockSize })
+  return servedBy(daemon, failing)
 }, Effect.orDie)
 
 const commands = (verb: "read" | "write", patterns: ReadonlyArray<Pattern>) =>
