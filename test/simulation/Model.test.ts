@@ -233,4 +233,13 @@ describe("a crash", () => {
     model.end(flush(), "done")
     expect(model.wrongs).toHaveLength(0)
   })
+
+  it("may lose what a read had found before it, also where the read ends after it", () => {
+    const { mayRead, model, reading, written } = disk()
+    const write = written()
+    const read = reading()
+    model.crash()
+    expect(read(write)).toBe(true)
+    expect(mayRead()).toBe(true)
+  })
 })

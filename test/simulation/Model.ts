@@ -160,8 +160,10 @@ export class Model {
       const wrong = value === NOT_A_VALUE
         ? `holds what was never written there: ${describe(bytes, i * CELL_BYTES)}`
         : this.#wrong(cell, value, operation.begin)
-      if (wrong === undefined) this.#saw(cell, value, operation.begin, now)
-      else this.wrongs.push(`read ${operation.id}: cell ${cell} (sector ${Math.floor(cell / 8)}) ${wrong}`)
+      if (wrong !== undefined) {
+        this.wrongs.push(`read ${operation.id}: cell ${cell} (sector ${Math.floor(cell / 8)}) ${wrong}`)
+      } // What was found before a crash, and is heard of after it, may be lost.
+      else if (operation.begin > this.#crashedAt) this.#saw(cell, value, operation.begin, now)
     }
   }
 
