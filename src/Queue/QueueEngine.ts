@@ -418,8 +418,9 @@ export class QueueEngine {
 
   /** Gives up waiting for the requests that were submitted `age` or more calls ago, which is after `limit`. */
   expire(age: number, limit: Duration.Duration): void {
-    this.#epoch++
+    // While the device is away, no time passes for what is kept.
     if (this.#ring.fault !== undefined) return
+    this.#epoch++
     for (let slot = 0; slot < this.size; slot++) {
       const request = this.#requests[slot]
       const owner = this.#owners[slot]
@@ -473,19 +474,21 @@ export class QueueEngine {
       && kept.every(({ request, slot }) => request._tag === "flush" || this.#marks[slot] === -1)
     this.#requests.fill(undefined)
     this.#owners.fill(undefined)
-    this.dropUnreachable()
   }
 
-  /** Answers those of the kept requests whose memory the device is not to have any more. */
-  dropUnreachable(): void {
-    if (!this.#isAway) return
-    this.#endKept(({ owner, request }) => owner === this.#nobody ? undefined : this.check(request))
-  }
-
-  /** Hears that the device which is away has let go of all memory: what nobody waits for any more ends. */
+  /**
+   * Hears that the device which is away has let go of all memory: what nobody waits for any more ends, and what it is not to have
+   * again.
+   */
   letGo(): void {
     this.#hasLetGo = true
     this.#endKept(({ owner }) => owner.isAbandoned ? null : undefined)
+    this.dropUnreachable()
+  }
+
+  /** Answers those of the kept requests whose memory the device is not to have any more, once it has let go of it. */
+  dropUnreachable(): void {
+    if (this.#hasLetGo) this.#endKept(({ request }) => this.check(request))
   }
 
   /** Hears that nobody waits for the requests of an owner any more: what the device has let go of ends at once. */

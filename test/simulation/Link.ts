@@ -95,9 +95,11 @@ export class Link {
         })),
       unmap: ({ bytes }) =>
         Effect.sync(() => {
+          // A link that is lost takes nothing back.
+          if (Deferred.isDoneUnsafe(this.#lost)) return
           const at = this.memory.findIndex(({ buffer }) => buffer === bytes.buffer)
           if (at >= 0) this.memory.splice(at, 1)
-          else if (!Deferred.isDoneUnsafe(this.#lost)) complain("a region was unmapped that is not mapped")
+          else complain("a region was unmapped that is not mapped")
         }),
       start: (queues, before) =>
         this.#whileThere(backend.mayFail("start", new Errno.EMFILE({ operation: OPERATION, detail: "as planned" })))
@@ -432,6 +434,8 @@ export class Link {
       }
       case "resize":
         this.#backend.happened(fault, "EINVAL", "EIO", "ESTALE")
+        // A disk of some size without blocks makes no sense.
+        if (this.#backend.config.blkSize === 0) this.#backend.happened(fault, "EPROTO")
         this.#backend.capacity = Math.min(fault.bytes, DISK_BYTES)
         this.#backend.config = { ...this.#backend.config, capacitySectors: BigInt(fault.bytes / SECTOR_BYTES) }
         return change()
