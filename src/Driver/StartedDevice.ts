@@ -175,7 +175,8 @@ export const start = Effect.fnUntraced(function*(
 ): Effect.fn.Return<StartedDevice, StartDeviceError, Scope.Scope> {
   const { reconnect: policy } = way.recipe
   const eventQueues = properties.value("num-queues")
-  const scope = yield* Effect.scope
+  // Also the rings that come after the first go after the engines.
+  const scope = yield* Scope.fork(yield* Effect.scope)
   let linked = yield* Rings.put(way.link.connection, properties, scope)
   // Where it cannot be told now, nothing is compared with it later.
   const identity = policy === undefined

@@ -310,4 +310,26 @@ describe("a device that comes back", () => {
       yield* Fiber.join(reading)
       yield* Fiber.join(answer)
     }))
+
+  live("is waited for when it is closed, as it would have been before", () =>
+    Effect.gen(function*() {
+      const fake = new FakeTransport.FakeTransport()
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      const disk = yield* Scope.provide(open(fake), scope)
+      const { bytes } = yield* Scope.provide(disk.allocate(4096), scope)
+      fake.lose()
+      yield* disk.queue(0).read(0, bytes)
+      silence(fake)
+      const reading = yield* fork(Effect.exit(disk.queue(0).read(0, bytes)))
+      yield* Effect.sleep(1)
+      const closing = yield* fork(Scope.close(scope, Exit.void))
+      yield* Effect.sleep(10)
+      expect(closing.pollUnsafe()).toBe(undefined)
+      for (const device of fake.devices) {
+        device.mischief = undefined
+        device.work()
+      }
+      yield* Fiber.join(closing)
+      expect(yield* Fiber.join(reading)).toStrictEqual(Exit.void)
+    }))
 })
