@@ -185,7 +185,7 @@ export class Model {
     this.#crashedAt = this.#time++
     this.#toldSince.clear()
     this.#atRisk = this.#operations.some((operation) =>
-      operation.isAcknowledged && !operation.isStable && this.#isWrite(operation)
+      operation.isAcknowledged && !operation.isStable && this.#isWrite(operation) && operation.cells > 0
     )
     for (const operation of this.#operations) if (!operation.isStable) operation.certain = NEVER
     for (const cell of this.#cells) {
