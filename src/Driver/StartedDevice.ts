@@ -374,11 +374,16 @@ export const start = Effect.fnUntraced(function*(
   const attend = Effect.gen(function*() {
     for (;;) {
       const reason = yield* Deferred.await(way.link.connection.lost)
-      if (policy === undefined || !isAway(reason)) return fail(reason)
+      // Nobody waits for a device to come back that is being closed.
+      if (policy === undefined || !isAway(reason) || options.isClosing()) return fail(reason)
       tell({ _tag: "lost", reason })
-      yield* recover(policy, reason)
+      const isBack = yield* Effect.raceFirst(
+        Effect.as(recover(policy, reason), true),
+        Effect.as(Deferred.await(over), false)
+      )
+      if (!isBack) return
     }
-  }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))), Effect.raceFirst(Deferred.await(over)))
+  }).pipe(Effect.catch((failure) => Effect.sync(() => fail(failure))))
   yield* Effect.forkScoped(attend, { startImmediately: true })
   yield* heedChanges(way.link.connection, linked.scope)
   /** A device that is silent is lost, and may come back. */

@@ -242,4 +242,18 @@ describe("a crash", () => {
     expect(read(write)).toBe(true)
     expect(mayRead()).toBe(true)
   })
+
+  it("need not be told of what FUA may have flushed with it", () => {
+    const { flush, model, written } = disk()
+    written()
+    written(true)
+    model.crash()
+    model.end(flush(), "done")
+    expect(model.wrongs).toHaveLength(0)
+    written(true)
+    written()
+    model.crash()
+    model.end(flush(), "done")
+    expect(model.wrongs).toHaveLength(1)
+  })
 })

@@ -73,6 +73,8 @@ export class Model {
   #crashedAt = -1
   /** Whether acknowledged writes may have been lost in the last crash. */
   #atRisk = false
+  /** Before this, FUA may have made everything stable that was acknowledged: by a flush, of which only the driver knows. */
+  #flushedByFua = -1
   /** Queues that have said so since. */
   readonly #toldSince = new Set<string>()
   readonly #operations: Array<Operation> = []
@@ -126,6 +128,7 @@ export class Model {
         operation.end = now
         operation.isAcknowledged = true
         if (operation.fua || !this.#hasCache) operation.isStable = true
+        if (operation.fua) this.#flushedByFua = now
         // What a discarded range reads as is not said: as before, or as zeroes. What is heard of after a crash may have been done
         // before.
         if (operation.kind !== "discard" && (operation.begin > this.#crashedAt || operation.isStable)) {
@@ -186,6 +189,7 @@ export class Model {
     this.#toldSince.clear()
     this.#atRisk = this.#operations.some((operation) =>
       operation.isAcknowledged && !operation.isStable && this.#isWrite(operation) && operation.cells > 0
+      && operation.end > this.#flushedByFua
     )
     for (const operation of this.#operations) if (!operation.isStable) operation.certain = NEVER
     for (const cell of this.#cells) {
