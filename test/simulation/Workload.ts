@@ -132,8 +132,8 @@ class Workload {
       if (request === undefined) continue
       const { pending } = request
       const ending = this.#end(pending, yield* this.#perform(answerOf(queue, request)))
-      if (ending === "ETIME") {
-        // Whoever waits for it may use the memory again.
+      if (ending === "ETIME" && ("buffer" in request || "buffers" in request)) {
+        // Whoever waits for it may use the memory again. What has none may be carried out at any time.
         yield* queue.released(pending.buffer)
         if (!this.#lost && !this.#setting.isGivenUp()) this.#close(pending, "failed")
       }
