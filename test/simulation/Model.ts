@@ -73,8 +73,11 @@ export class Model {
   #crashedAt = -1
   /** Whether acknowledged writes may have been lost in the last crash. */
   #atRisk = false
-  /** Before this, FUA may have made everything stable that was acknowledged: by a flush, of which only the driver knows. */
-  #flushedByFua = -1
+  /**
+   * Before this, everything acknowledged may be stable: a flush may have waited for its place until then, and FUA has one of its own, of
+   * which only the driver knows.
+   */
+  #flushedAt = -1
   /** Queues that have said so since. */
   readonly #toldSince = new Set<string>()
   readonly #operations: Array<Operation> = []
@@ -128,7 +131,7 @@ export class Model {
         operation.end = now
         operation.isAcknowledged = true
         if (operation.fua || !this.#hasCache) operation.isStable = true
-        if (operation.fua) this.#flushedByFua = now
+        if (operation.fua || operation.kind === "flush") this.#flushedAt = now
         // What a discarded range reads as is not said: as before, or as zeroes. What is heard of after a crash may have been done
         // before.
         if (operation.kind !== "discard" && (operation.begin > this.#crashedAt || operation.isStable)) {
@@ -189,7 +192,7 @@ export class Model {
     this.#toldSince.clear()
     this.#atRisk = this.#operations.some((operation) =>
       operation.isAcknowledged && !operation.isStable && this.#isWrite(operation) && operation.cells > 0
-      && operation.end > this.#flushedByFua
+      && operation.end > this.#flushedAt
     )
     for (const operation of this.#operations) if (!operation.isStable) operation.certain = NEVER
     for (const cell of this.#cells) {
