@@ -424,7 +424,8 @@ export class QueueEngine {
     for (let slot = 0; slot < this.size; slot++) {
       const request = this.#requests[slot]
       const owner = this.#owners[slot]
-      if (request === undefined || owner === undefined || owner === this.#nobody) continue
+      // Whoever has given up already waits for the memory alone.
+      if (request === undefined || owner === undefined || owner.isAbandoned) continue
       if (this.#epoch - (this.#epochs[slot] ?? 0) < age) continue
       this.#owners[slot] = this.#nobody
       Request.buffersOf(request).forEach((buffer) => this.#memory.hold(buffer))

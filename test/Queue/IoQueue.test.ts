@@ -6,7 +6,7 @@
  * a real eventfd. A lost wake-up shows as a test that never ends, so no test measures time. What is bounded is counted.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber, Option, Queue, Schema, type Scope, Stream } from "effect"
+import { Cause, Deferred, Duration, Effect, Exit, Fiber, Option, Queue, Schema, type Scope, Stream } from "effect"
 import { setImmediate as turn, setTimeout as sleep } from "node:timers/promises"
 import * as Errno from "../../src/Errno.ts"
 import * as Libc from "../../src/Native/Libc.ts"
@@ -607,6 +607,23 @@ describe("interruption", () => {
         expect(yield* queue.completions({ min: 4 })).toHaveLength(4)
         expect(tagOf(yield* Effect.exit(queue.completions()))).toBe("EINVAL")
       })))
+
+  it.live.each(matrix)(
+    titled("waits for the device also where its time is over"),
+    (options) =>
+      using({ ...options, working: "by hand" }, ({ buffer, device, engine, queue }) =>
+        Effect.gen(function*() {
+          const bytes = buffer(512)
+          const reading = yield* Effect.forkChild(queue.read(0, bytes), { startImmediately: true })
+          yield* Effect.sleep(1)
+          const interrupting = yield* Effect.forkChild(Fiber.interrupt(reading), { startImmediately: true })
+          for (let look = 0; look < 10; look++) engine.expire(9, Duration.millis(1))
+          yield* Effect.sleep(1)
+          expect(interrupting.pollUnsafe()).toBe(undefined)
+          device.work()
+          yield* Fiber.join(interrupting)
+        }))
+  )
 })
 
 describe("process", () => {
