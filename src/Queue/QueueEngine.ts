@@ -378,8 +378,13 @@ export class QueueEngine {
 
   /** Tells whether a request in flight uses memory of `buffer`. */
   uses(buffer: ArrayBufferLike): boolean {
-    return this.#requests.some((request) => request !== undefined && usesMemory(request, buffer))
-      || this.#kept.some(({ request }) => usesMemory(request, buffer))
+    return this.#holds((held) => held.buffer === buffer)
+  }
+
+  /** Whether a request in flight has a buffer for which `test` holds. */
+  #holds(test: (buffer: Uint8Array) => boolean): boolean {
+    return this.#requests.some((request) => request !== undefined && Request.buffersOf(request).some(test))
+      || this.#kept.some(({ request }) => Request.buffersOf(request).some(test))
   }
 
   /**
@@ -442,12 +447,7 @@ export class QueueEngine {
 
   /** Calls `callback` once no request in flight uses memory of `buffer`; answers how to stop waiting. */
   whenReleased(buffer: Uint8Array, callback: () => void): () => void {
-    const holds = (request: Request.Request | undefined) =>
-      request !== undefined && Request.buffersOf(request).some((held) => overlaps(held, buffer))
-    return this.when(
-      () => !this.#requests.some(holds) && !this.#kept.some(({ request }) => holds(request)),
-      callback
-    )
+    return this.when(() => !this.#holds((held) => overlaps(held, buffer)), callback)
   }
 
   /**
@@ -815,9 +815,3 @@ export class QueueEngine {
     return new Errno.EINVAL({ ...Request.describe(request), queue: this.index, detail })
   }
 }
-
-/** Tells whether a request's data lie in `memory`. */
-const usesMemory = (request: Request.Request, memory: ArrayBufferLike): boolean =>
-  "buffer" in request
-    ? request.buffer.buffer === memory
-    : "buffers" in request && request.buffers.some((segment) => segment.buffer === memory)

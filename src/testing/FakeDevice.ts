@@ -12,7 +12,7 @@
  * @since 0.1.0
  */
 import * as SeededRandom from "../SeededRandom.ts"
-import { RequestType, SECTOR_BYTES, Status } from "../Wire/VirtioBlk.ts"
+import { ID_BYTES, RequestType, SECTOR_BYTES, Status } from "../Wire/VirtioBlk.ts"
 import { type Chain, DeviceMemory, type DeviceRing, type DeviceRingOptions, type Shared } from "./DeviceRing.ts"
 import { FakeDisk } from "./FakeDisk.ts"
 import * as FaultPlan from "./FaultPlan.ts"
@@ -203,8 +203,6 @@ export interface DeviceOptions {
 
 /** A delayed request waits for at least one step and at most so many. */
 const MOST_STEPS = 16
-/** GET_ID answers with so many bytes (virtio 1.2 §5.2.6). */
-const SERIAL_BYTES = 20
 /** The first status that has no meaning, and how many there are before 0xff, which is no status. */
 const FIRST_BAD_STATUS = 3
 const BAD_STATUSES = 0xff - FIRST_BAD_STATUS
@@ -454,7 +452,7 @@ export class FakeDevice {
         store.write(at, new Uint8Array(Math.min(length, limit)))
         return Status.OK
       case RequestType.GET_ID:
-        this.#fill(request, new TextEncoder().encode(serial.padEnd(SERIAL_BYTES, "\0")).subarray(0, SERIAL_BYTES))
+        this.#fill(request, new TextEncoder().encode(serial.padEnd(ID_BYTES, "\0")).subarray(0, ID_BYTES))
         return Status.OK
       default:
         return Status.UNSUPP

@@ -4,6 +4,7 @@
  */
 import { Cause, Effect, Exit, Stream } from "effect"
 import { type BlockDevice, IoQueue, type VirtioBlk } from "../../src/index.ts"
+import { ask } from "../support/ask.ts"
 import { BLOCK_BYTES, wordsOf } from "./Blocks.ts"
 import type { Findings } from "./Findings.ts"
 import {
@@ -53,26 +54,6 @@ const slotsOf = (bytes: Uint8Array): Array<Slot> =>
     const part = bytes.subarray(i * MAX_BYTES, (i + 1) * MAX_BYTES)
     return { bytes: part, words: wordsOf(part) }
   })
-
-/** Sends a request by the call of its kind. */
-const ask = (queue: IoQueue.IoQueue, request: IoQueue.Request): Effect.Effect<void, IoQueue.RequestFailure> => {
-  switch (request._tag) {
-    case "read":
-      return queue.read(request.offset, request.buffer, request.flags)
-    case "write":
-      return queue.write(request.offset, request.buffer, request.flags)
-    case "readv":
-      return queue.readv(request.offset, request.buffers, request.flags)
-    case "writev":
-      return queue.writev(request.offset, request.buffers, request.flags)
-    case "writeZeroes":
-      return queue.writeZeroes(request.offset, request.length, request.flags)
-    case "discard":
-      return queue.discard(request.offset, request.length, request.flags)
-    case "flush":
-      return queue.flush(request.flags)
-  }
-}
 
 /** Does what a request says by the call of a store. */
 const call = (disk: Device, request: IoQueue.Request): Effect.Effect<void, Failure> => {

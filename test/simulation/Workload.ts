@@ -10,6 +10,7 @@ import { storeErrors } from "../../src/BlockStore/BlockStore.ts"
 import type * as Errno from "../../src/Errno.ts"
 import { type IoQueue, type Request, RequestFlag } from "../../src/Queue/IoQueue.ts"
 import { SECTOR_BYTES } from "../../src/Wire/VirtioBlk.ts"
+import { ask } from "../support/ask.ts"
 import { CELL_BYTES, type Model, type Operation, type Outcome, stamp, type Via } from "./Model.ts"
 import { type Actor, DISK_BYTES, type Plan } from "./Plan.ts"
 import type { Random } from "./Random.ts"
@@ -131,7 +132,7 @@ class Workload {
       const request = this.#request(queue, slots, () => true)
       if (request === undefined) continue
       const { pending } = request
-      const ending = this.#end(pending, yield* this.#perform(answerOf(queue, request)))
+      const ending = this.#end(pending, yield* this.#perform(ask(queue, request)))
       if (ending === "ETIME" && ("buffer" in request || "buffers" in request)) {
         // Whoever waits for it may use the memory again. What has none may be carried out at any time.
         yield* queue.released(pending.buffer)
@@ -327,7 +328,7 @@ class Workload {
         for (let n = random.between(1, 2); n > 0; n--) {
           const request = this.#request(queue, slots, (kind) => kind === "read" || kind === "write")
           if (request === undefined) continue
-          fibers.push([request, yield* Effect.forkDetach(Effect.exit(answerOf(queue, request)))])
+          fibers.push([request, yield* Effect.forkDetach(Effect.exit(ask(queue, request)))])
         }
         yield* Effect.sleep(random.below(3))
         return region
@@ -609,23 +610,4 @@ const stamped = (operation: Operation, length: number): Uint8Array => {
 const split = (slot: Uint8Array, length: number, random: Random): ReadonlyArray<Uint8Array> => {
   const cut = random.between(1, length - 1)
   return [slot.subarray(cut, length), slot.subarray(0, 0), slot.subarray(0, cut)]
-}
-
-const answerOf = (queue: IoQueue, request: Request): Effect.Effect<void, Errno.Any> => {
-  switch (request._tag) {
-    case "read":
-      return queue.read(request.offset, request.buffer, request.flags)
-    case "write":
-      return queue.write(request.offset, request.buffer, request.flags)
-    case "readv":
-      return queue.readv(request.offset, request.buffers, request.flags)
-    case "writev":
-      return queue.writev(request.offset, request.buffers, request.flags)
-    case "discard":
-      return queue.discard(request.offset, request.length, request.flags)
-    case "writeZeroes":
-      return queue.writeZeroes(request.offset, request.length, request.flags)
-    case "flush":
-      return queue.flush(request.flags)
-  }
 }
