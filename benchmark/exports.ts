@@ -7,7 +7,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect } from "effect"
-import { QemuStorageDaemon } from "effect-blkio/testing"
+import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { ChildProcess } from "effect/process"
 import { existsSync } from "node:fs"
 import { DISK_BYTES, makeFullImage, sharedMemoryFolder } from "./disks.ts"

@@ -6,7 +6,7 @@
  */
 import { Effect, Schema, Stream } from "effect"
 import { ChildProcess } from "effect/process"
-import * as ExitCode from "../src/testing/ExitCode.ts"
+import * as ExitCode from "../src/QemuStorageDaemon/ExitCode.ts"
 
 /** How long after all its requests were to be done a program may take to end, in ms. */
 const PATIENCE_MS = 30_000

@@ -8,7 +8,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, FileSystem, Option, Schema } from "effect"
-import { QemuStorageDaemon } from "effect-blkio/testing"
+import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { Command, Flag } from "effect/cli"
 import { type Cell, cellsOf, type Comparison, COMPARISONS, roundsOf, SCENARIOS, type Server } from "./comparisons.ts"
 import { makeFullImage, sharedMemoryFolder } from "./disks.ts"

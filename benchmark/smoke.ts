@@ -6,7 +6,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect } from "effect"
-import { QemuStorageDaemon } from "effect-blkio/testing"
+import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { measure } from "./measure.ts"
 
 const SECONDS = 0.3

@@ -9,7 +9,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, FileSystem, Schema } from "effect"
-import { QemuStorageDaemon } from "effect-blkio/testing"
+import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { realpathSync } from "node:fs"

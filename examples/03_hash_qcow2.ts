@@ -8,7 +8,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Config, Console, Effect, Layer, Stream } from "effect"
 import { BlockDevice, VhostUser, VirtioBlk } from "effect-blkio"
-import { QemuStorageDaemon } from "effect-blkio/testing"
+import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { createHash } from "node:crypto"
 
 const path = process.argv[2] === undefined ? Config.String("IMAGE") : Config.succeed(process.argv[2])

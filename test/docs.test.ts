@@ -29,7 +29,7 @@ import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
 import { afterAll, it } from "vitest"
 import { pages } from "../scripts/docs.ts"
-import { QemuStorageDaemon } from "../src/testing/index.ts"
+import * as QemuStorageDaemon from "../src/QemuStorageDaemon/QemuStorageDaemon.ts"
 import { qsdIsHere } from "./integration/requirement.ts"
 
 const repository = fileURLToPath(new URL("..", import.meta.url))

@@ -16,14 +16,14 @@ const repository = fileURLToPath(new URL("..", import.meta.url))
 /** The rooms of src, lowest first: a module may import its own room and every room of an earlier rank. */
 const ranks: ReadonlyArray<ReadonlyArray<string>> = [
   ["Wire", "Errno", "SeededRandom"],
-  ["Native"],
+  ["Native", "Qmp"],
   ["Memory"],
   ["Queue", "Transport", "Properties"],
   ["BlockStore", "Driver"],
   ["BlockDevice"],
   ["VirtioBlk"],
   ["Export"],
-  ["Embedded"],
+  ["Embedded", "QemuStorageDaemon"],
   ["index"],
   ["cli", "testing"]
 ]

@@ -15,7 +15,7 @@ import * as Stream from "effect/Stream"
 import * as ChildProcess from "effect/process/ChildProcess"
 import type * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
 import { EINVAL, EIO, ENOENT } from "../Errno.ts"
-import * as ExitCode from "./ExitCode.ts"
+import * as ExitCode from "../QemuStorageDaemon/ExitCode.ts"
 
 /**
  * The formats of images that can be created here.

@@ -1,5 +1,5 @@
 /**
- * What tests of programs on block devices need: fakes that go wrong by a plan, a real daemon, its monitor, and images.
+ * What tests of programs on block devices need: fakes that go wrong by a plan, and images.
  *
  * @since 0.1.0
  */
@@ -45,20 +45,6 @@ export * as FakeTransport from "./FakeTransport.ts"
  * @since 0.1.0
  */
 export * as FaultPlan from "./FaultPlan.ts"
-
-/**
- * A `qemu-storage-daemon` that lives as long as a Scope.
- *
- * @since 0.1.0
- */
-export * as QemuStorageDaemon from "./QemuStorageDaemon.ts"
-
-/**
- * A client of QEMU's monitor protocol.
- *
- * @since 0.1.0
- */
-export * as Qmp from "./Qmp.ts"
 
 /**
  * Numbers by chance that come again with the same seed.

@@ -4,8 +4,8 @@
 import type * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem, type Scope } from "effect"
 import { fileURLToPath } from "node:url"
-import * as OrphanGuard from "../../src/testing/OrphanGuard.ts"
-import { QemuStorageDaemon } from "../../src/testing/index.ts"
+import * as OrphanGuard from "../../src/QemuStorageDaemon/OrphanGuard.ts"
+import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
 import { startProgram } from "../support/program.ts"
 
 /** Bytes that a disk grows by at a time. */

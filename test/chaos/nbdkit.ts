@@ -5,7 +5,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect, FileSystem } from "effect"
 import { ChildProcess, ChildProcessSpawner } from "effect/process"
 import { existsSync } from "node:fs"
-import * as ExitCode from "../../src/testing/ExitCode.ts"
+import * as ExitCode from "../../src/QemuStorageDaemon/ExitCode.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
 import { leavesNothing } from "../support/resources.ts"
 

@@ -13,8 +13,8 @@ import { execFileSync } from "node:child_process"
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import * as ExitCode from "../../src/testing/ExitCode.ts"
-import * as OrphanGuard from "../../src/testing/OrphanGuard.ts"
+import * as ExitCode from "../../src/QemuStorageDaemon/ExitCode.ts"
+import * as OrphanGuard from "../../src/QemuStorageDaemon/OrphanGuard.ts"
 import { cache, environment } from "./requirement.ts"
 
 /** A machine, in QEMU's own words where they are needed. */

@@ -8,8 +8,10 @@ import { Effect, Exit, Fiber, FileSystem, Path, Schedule, Scope, Stream } from "
 import { ChildProcess, ChildProcessSpawner } from "effect/process"
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs"
 import * as Net from "node:net"
-import { DiskImage, QemuStorageDaemon } from "../../src/testing/index.ts"
-import { withVariable } from "../testing/environment.ts"
+import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
+import { DiskImage } from "../../src/testing/index.ts"
+import { withVariable } from "../support/environment.ts"
+import { requirement } from "../support/requirement.ts"
 import { qsdIsHere } from "./requirement.ts"
 
 const MiB = 1024 * 1024
@@ -144,8 +146,8 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         const owner = `
           import * as NodeServices from "@effect/platform-node/NodeServices"
           import { Effect } from "effect"
-          import { QemuStorageDaemon } from ${
-          JSON.stringify(new URL("../../src/testing/index.ts", import.meta.url).href)
+          import * as QemuStorageDaemon from ${
+          JSON.stringify(new URL("../../src/QemuStorageDaemon/QemuStorageDaemon.ts", import.meta.url).href)
         }
           await Effect.runPromise(Effect.gen(function*() {
             const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: 512 } }] })
@@ -315,6 +317,6 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
   it.live("is available", () =>
     Effect.gen(function*() {
       expect(yield* QemuStorageDaemon.available).toBe(true)
-      expect(yield* QemuStorageDaemon.requirement).toBe(true)
+      expect(yield* requirement).toBe(true)
     }).pipe(Effect.provide(NodeServices.layer)))
 })

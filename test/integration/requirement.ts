@@ -6,10 +6,10 @@
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Effect } from "effect"
-import { QemuStorageDaemon } from "../../src/testing/index.ts"
+import { requirement } from "../support/requirement.ts"
 import { leavesNothing } from "../support/resources.ts"
 
 // The program was asked by way of sockets, which no test may find open that counts its own.
 export const qsdIsHere: boolean = await Effect.runPromise(
-  leavesNothing(QemuStorageDaemon.requirement).pipe(Effect.provide(NodeServices.layer))
+  leavesNothing(requirement).pipe(Effect.provide(NodeServices.layer))
 )

@@ -9,9 +9,10 @@ import { it } from "@effect/vitest"
 import { Effect, FileSystem, type Scope } from "effect"
 import { existsSync } from "node:fs"
 import { expect } from "vitest"
+import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
 import { make as random } from "../../src/SeededRandom.ts"
 import { VhostUser, VirtioBlk } from "../../src/index.ts"
-import { DiskImage, QemuStorageDaemon } from "../../src/testing/index.ts"
+import { DiskImage } from "../../src/testing/index.ts"
 import { leavesNothing } from "./resources.ts"
 
 export const KiB = 1024

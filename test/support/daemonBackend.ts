@@ -1,6 +1,7 @@
 /** QEMU's storage daemon as a backend: the judge from outside, where it is installed. */
 import { Effect } from "effect"
-import { DiskImage, type QemuStorageDaemon } from "../../src/testing/index.ts"
+import type * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
+import { DiskImage } from "../../src/testing/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
 import type { Backend, Disk, Facts, Pattern, Served, ServeOptions, Zeroes } from "./Backend.ts"
 import { majorOf, MiB, serve } from "./daemon.ts"

@@ -1,7 +1,8 @@
 /** Exports of block nodes that only a daemon's monitor can make: with errors, with a log, from another server. */
 import { Effect, type Schema } from "effect"
 import { join } from "node:path"
-import type { QemuStorageDaemon, Qmp } from "../../src/testing/index.ts"
+import type * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
+import type * as Qmp from "../../src/Qmp/Qmp.ts"
 
 /** How a node is exported; see `QemuStorageDaemon.Export`. */
 export interface NodeOptions {

@@ -7,7 +7,7 @@ import { describe, expect, it } from "@effect/vitest"
 import { ByteSize, Effect, FileSystem, Path } from "effect"
 import { DiskImage } from "../../src/testing/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
-import { withVariable } from "./environment.ts"
+import { withVariable } from "../support/environment.ts"
 
 const imageNamed = Effect.fnUntraced(function*(name: string) {
   const fs = yield* FileSystem.FileSystem

@@ -8,7 +8,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, FileSystem, Path, Schema, Scope, Stream } from "effect"
 import * as Net from "node:net"
-import { Qmp } from "../../src/testing/index.ts"
+import * as Qmp from "../../src/Qmp/Qmp.ts"
 
 const Request = Schema.fromJsonString(Schema.Struct({
   execute: Schema.String,

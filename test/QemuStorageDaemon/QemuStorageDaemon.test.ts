@@ -7,8 +7,9 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { describe, expect, it } from "@effect/vitest"
 import { ConfigProvider, Console, Effect, FileSystem, Path } from "effect"
 import { readdirSync } from "node:fs"
-import { QemuStorageDaemon } from "../../src/testing/index.ts"
-import { withVariable } from "./environment.ts"
+import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
+import { withVariable } from "../support/environment.ts"
+import { requirement } from "../support/requirement.ts"
 
 const disk = { image: { _tag: "null-co", size: 512 } } as const
 
@@ -139,18 +140,18 @@ describe("QemuStorageDaemon", () => {
     it.live("is met by a program that answers --version", () =>
       Effect.gen(function*() {
         const { binary } = yield* daemonThat("test \"$1\" = --version")
-        expect(yield* QemuStorageDaemon.requirement.pipe(withEnvironment({ EFFECT_BLKIO_QSD: binary }))).toBe(true)
+        expect(yield* requirement.pipe(withEnvironment({ EFFECT_BLKIO_QSD: binary }))).toBe(true)
       }).pipe(Effect.provide(NodeServices.layer)))
 
     it.live("warns where nothing requires the program", () =>
       Effect.gen(function*() {
-        expect(yield* QemuStorageDaemon.requirement).toBe(false)
+        expect(yield* requirement).toBe(false)
         expect(warnings.join()).toMatch(/SKIPPED.*\/nowhere\/qsd.*qemu-system-common/)
       }).pipe(listening, withEnvironment({ EFFECT_BLKIO_QSD: "/nowhere/qsd" }), Effect.provide(NodeServices.layer)))
 
     it.live("fails where something does", () =>
       Effect.gen(function*() {
-        expect(yield* Effect.flip(QemuStorageDaemon.requirement)).toMatchObject({
+        expect(yield* Effect.flip(requirement)).toMatchObject({
           _tag: "ENOENT",
           path: "/nowhere/qsd"
         })
@@ -161,7 +162,7 @@ describe("QemuStorageDaemon", () => {
 
     it.live("does not guess what another value means", () =>
       Effect.gen(function*() {
-        expect(yield* Effect.flip(QemuStorageDaemon.requirement)).toMatchObject({ _tag: "EINVAL" })
+        expect(yield* Effect.flip(requirement)).toMatchObject({ _tag: "ConfigError" })
       }).pipe(withEnvironment({ EFFECT_BLKIO_REQUIRE_QSD: "perhaps" }), Effect.provide(NodeServices.layer)))
   })
 })

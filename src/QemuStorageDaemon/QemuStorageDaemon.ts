@@ -14,7 +14,6 @@
  */
 import * as Arr from "effect/Array"
 import * as Config from "effect/Config"
-import * as Console from "effect/Console"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -31,10 +30,9 @@ import * as Stream from "effect/Stream"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
 import { EINVAL, EIO, ENAMETOOLONG, ENOENT } from "../Errno.ts"
-import * as DiskImage from "./DiskImage.ts"
+import * as Qmp from "../Qmp/Qmp.ts"
 import * as ExitCode from "./ExitCode.ts"
 import * as OrphanGuard from "./OrphanGuard.ts"
-import * as Qmp from "./Qmp.ts"
 
 const File = {
   /** The image's file. */
@@ -53,7 +51,7 @@ export const Image = Schema.Union([
   Schema.TaggedStruct("qcow2", File),
   Schema.TaggedStruct("null-co", {
     /** In bytes. */
-    size: DiskImage.Size,
+    size: Schema.Union([Schema.Natural, Schema.ByteSize]),
     /** Reads give zeros. Default: the buffer stays as it was. */
     readZeroes: Schema.Boolean.pipe(Schema.withDecodingDefault(Effect.succeed(false))),
     /** How long each request takes, to have some in flight when something happens. Default: 0. */
@@ -211,7 +209,7 @@ export type Requirements = ChildProcessSpawner.ChildProcessSpawner | FileSystem.
  * @since 0.1.0
  */
 export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Daemon>()(
-  "effect-blkio/testing/QemuStorageDaemon"
+  "effect-blkio/QemuStorageDaemon"
 ) {}
 
 /**
@@ -221,7 +219,7 @@ export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Daemon
  * ```ts
  * import * as NodeServices from "@effect/platform-node/NodeServices"
  * import { Effect } from "effect"
- * import { QemuStorageDaemon } from "effect-blkio/testing"
+ * import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
  *
  * const program = Effect.gen(function*() {
  *   const daemon = yield* QemuStorageDaemon.make({
@@ -276,29 +274,6 @@ export const available: Effect.Effect<boolean, never, ChildProcessSpawner.ChildP
     return (yield* spawner.exitCode(version)) === 0
   }
 ).pipe(Effect.timeout(availableTimeLimit), Effect.orElseSucceed(() => false))
-
-/**
- * Tells whether tests that need a daemon can run, and sees to it that nobody misses that they do not: warns on stderr,
- * or fails with ENOENT where the environment has EFFECT_BLKIO_REQUIRE_QSD=1.
- *
- * @category availability
- * @since 0.1.0
- */
-export const requirement: Effect.Effect<boolean, ENOENT | EINVAL, ChildProcessSpawner.ChildProcessSpawner> = Effect
-  .gen(function*() {
-    const required = yield* Config.Boolean("EFFECT_BLKIO_REQUIRE_QSD").pipe(
-      Config.withDefault(false),
-      Effect.mapError(badEnvironment)
-    )
-    if (yield* available) return true
-    const missing = notFound(yield* binaryFromEnvironment, "not here, or does not run")
-    if (required) return yield* missing
-    yield* Console.warn(
-      `\n*** SKIPPED: tests that need qemu-storage-daemon. ${missing.message}. `
-        + "EFFECT_BLKIO_REQUIRE_QSD=1 makes this a failure. ***\n"
-    )
-    return false
-  })
 
 const operation = "start"
 
