@@ -31,7 +31,7 @@ const program = Effect.gen(function*() {
   const folder = yield* sharedMemoryFolder
   const image = `${folder}/disk.raw`
   yield* makeFullImage(image)
-  const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "raw", path: image } }] })
+  const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "raw", file: image } }] })
   const servers = [
     { name: `qemu-storage-daemon ${daemon.version}, file`, path: daemon.socketPath },
     { name: "blkio serve, file", path: yield* serve(`file:${image}`, `${folder}/file.sock`) },

@@ -82,7 +82,7 @@ const residentBytes = Effect.fnUntraced(function*(...args: ReadonlyArray<string>
 const program = Effect.gen(function*() {
   yield* Console.log(`${requests} requests, 128 at a time, split ring, Node ${process.version}`)
   yield* Effect.forEach(WAYS, countWay, { discard: true })
-  const { socketPath } = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: 2 ** 30 } }] })
+  const { socketPath } = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "null-co", size: 2 ** 30 } }] })
   const bare = yield* residentBytes()
   const withPackage = yield* residentBytes("package")
   const withDevice = yield* residentBytes("device", socketPath)

@@ -22,14 +22,14 @@ import { text } from "./tables.ts"
 const serve = Effect.fnUntraced(function*(server: Server) {
   if (server !== "file") {
     const numQueues = server === "null-co" ? 1 : 2
-    const daemon = yield* QemuStorageDaemon.make({
+    const daemon = yield* QemuStorageDaemon.start({
       exports: [{ image: { _tag: "null-co", size: 2 ** 30 }, numQueues }]
     })
     return { version: daemon.version, disk: { socketPath: daemon.socketPath, file: undefined } }
   }
   const file = `${yield* sharedMemoryFolder}/disk.raw`
   yield* makeFullImage(file)
-  const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "raw", path: file } }], aio: "threads" })
+  const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "raw", file: file } }], aio: "threads" })
   return { version: daemon.version, disk: { socketPath: daemon.socketPath, file } }
 })
 

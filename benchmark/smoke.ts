@@ -12,7 +12,7 @@ import { measure } from "./measure.ts"
 const SECONDS = 0.3
 
 const program = Effect.gen(function*() {
-  const { socketPath } = yield* QemuStorageDaemon.make({
+  const { socketPath } = yield* QemuStorageDaemon.start({
     exports: [{ image: { _tag: "null-co", size: 2 ** 30 }, numQueues: 2 }]
   })
   for (const wait of ["event", "poll", "adaptive"]) {

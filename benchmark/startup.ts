@@ -88,7 +88,7 @@ const line = (name: string, figures: ReadonlyMap<number, number> = new Map()) =>
 const program = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem
   const folder = yield* fs.makeTempDirectoryScoped({ prefix: "blkio-startup-" })
-  const { socketPath, version } = yield* QemuStorageDaemon.make({
+  const { socketPath, version } = yield* QemuStorageDaemon.start({
     exports: [{ image: { _tag: "null-co", size: 2 ** 30 } }]
   })
   const file = `${folder}/program.mjs`

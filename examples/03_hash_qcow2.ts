@@ -7,18 +7,13 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Config, Console, Effect, Layer, Stream } from "effect"
-import { BlockDevice, VhostUser, VirtioBlk } from "effect-blkio"
+import { BlockDevice } from "effect-blkio"
 import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import { createHash } from "node:crypto"
 
 const path = process.argv[2] === undefined ? Config.String("IMAGE") : Config.succeed(process.argv[2])
 
-const Disk = Layer.unwrap(Effect.gen(function*() {
-  const daemon = yield* QemuStorageDaemon.make({
-    exports: [{ image: { _tag: "qcow2", path: yield* path }, writable: false }]
-  })
-  return VirtioBlk.layer({ readOnly: true }).pipe(Layer.provide(VhostUser.layer({ path: daemon.socketPath })))
-}))
+const Disk = Layer.unwrap(Effect.map(path, (image) => QemuStorageDaemon.layer(image, { readOnly: true })))
 
 const program = Effect.gen(function*() {
   const disk = yield* BlockDevice

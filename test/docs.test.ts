@@ -181,7 +181,7 @@ describe.skipIf(!qsdIsHere)("samples that need a daemon", () => {
       "%s prints what it says",
       ([, sample]) =>
         Effect.gen(function*() {
-          const { socketPath } = yield* QemuStorageDaemon.make({
+          const { socketPath } = yield* QemuStorageDaemon.start({
             exports: [{ image: { _tag: "null-co", size: 2 ** 30, readZeroes: true }, numQueues: 4 }]
           })
           yield* Effect.promise(() => runSample(sample, socketPath))

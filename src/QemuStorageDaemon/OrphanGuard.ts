@@ -8,6 +8,7 @@
  *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as ChildProcess from "effect/process/ChildProcess"
@@ -19,14 +20,15 @@ ours() { grep -qsF -- "$2" "/proc/$1/cmdline"; }
 read -r _
 if ours "$1" "$2"; then
   kill -TERM "$1"
-  sleep 1
+  sleep "$3"
   if ours "$1" "$2"; then kill -KILL "$1"; fi
 fi
 rm -rf -- "$2"
 `
 
 /**
- * Sees to it that a daemon and its folder do not outlive this process; the daemon's command line must name the folder.
+ * Sees to it that a daemon and its folder do not outlive this process; the daemon's command line must name the folder. It
+ * has `stopTimeout` to end by itself.
  * The guard ends with the Scope. Where there is no shell there is no guard.
  *
  * @category constructors
@@ -34,9 +36,10 @@ rm -rf -- "$2"
  */
 export const make = (
   pid: number,
-  directory: string
+  directory: string,
+  stopTimeout: Duration.Duration
 ): Effect.Effect<void, never, ChildProcessSpawner.ChildProcessSpawner | Scope.Scope> =>
-  ChildProcess.make("sh", ["-c", script, "sh", String(pid), directory], {
+  ChildProcess.make("sh", ["-c", script, "sh", String(pid), directory, String(Duration.toSeconds(stopTimeout))], {
     stdin: "pipe",
     stdout: "ignore",
     stderr: "ignore",

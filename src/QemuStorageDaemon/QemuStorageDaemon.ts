@@ -1,163 +1,127 @@
 /**
- * A `qemu-storage-daemon` (QSD) that lives as long as a Scope: images in, vhost-user-blk sockets and a monitor out.
+ * Any image as a block device: `qemu-storage-daemon` (QSD) decodes the format or reaches the server, and the disk comes here
+ * over vhost-user.
  *
- * Everything of one daemon lies in a private folder of its own: a socket for each export and one for the monitor. The
- * daemon is ready when its monitor has answered, for it answers only after every export listens. When the Scope
- * closes, by success, failure or interruption, the daemon gets SIGTERM, after 1 s SIGKILL, and the folder goes; the
- * images stay. If starting fails, all of that happens before the error is seen; it happens too if this process is killed.
- * A daemon that ends by itself is not restarted: `exitCode` tells.
+ * {@link layer} gives a program its `BlockDevice` from a path or a description ({@link Image}). The daemon is a part of the
+ * device's connection: connecting starts it, in a private folder, and losing it ends it. So a daemon that crashes, or hangs
+ * past `deviceTimeout`, is started anew as `restart` says, and what was in flight is sent again (see
+ * `VhostUser.Options.reconnect`). Where the format keeps what it has acknowledged in the daemon's memory until a flush, the
+ * next flush after a crash fails with EIO: what was written since the last one must be written again.
  *
- * A vhost-user-blk export serves one client at a time; a second one connects and waits. A qcow2 image is locked while it
- * is served; that a raw image is written by one daemon only is the caller's care.
+ * {@link start} runs one daemon with several exports, and leaves it to its own devices.
  *
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
-import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as Path from "effect/Path"
-import type * as PlatformError from "effect/PlatformError"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
+import * as Struct from "effect/Struct"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
-import { EINVAL, EIO, ENAMETOOLONG, ENOENT } from "../Errno.ts"
-import * as Qmp from "../Qmp/Qmp.ts"
-import * as ExitCode from "./ExitCode.ts"
-import * as OrphanGuard from "./OrphanGuard.ts"
+import { BlockDevice, type Device } from "../BlockDevice.ts"
+import * as Errno from "../Errno.ts"
+import type { ReconnectOptions } from "../Transport/ReconnectPolicy.ts"
+import { type Recipe, Transport } from "../Transport/Transport.ts"
+import * as VhostUser from "../Transport/VhostUser.ts"
+import * as VirtioBlk from "../VirtioBlk.ts"
+import * as BlockNodes from "./BlockNodes.ts"
+import { Source } from "./Image.ts"
+import * as Program from "./Program.ts"
 
-const File = {
-  /** The image's file. */
-  path: Schema.NonEmptyString
-}
+export { Image, Source } from "./Image.ts"
+export type { Blkdebug, Http, Iscsi, Luks, Nbd, NullCo, Qcow2, Raw, Rbd, Throttle, Vdi, Vhdx, Vmdk } from "./Image.ts"
+export type { LaunchError, Requirements, RunningExport } from "./Program.ts"
 
 /**
- * What an export serves: a file with a raw or qcow2 image, or `null-co`, a disk that drops what is written and answers
- * reads at once, or after `latencyMs`, with zeros where `readZeroes` asks for them and with nothing in particular else.
+ * How a daemon is run, and how it opens its images.
  *
  * @category models
  * @since 0.1.0
  */
-export const Image = Schema.Union([
-  Schema.TaggedStruct("raw", File),
-  Schema.TaggedStruct("qcow2", File),
-  Schema.TaggedStruct("null-co", {
-    /** In bytes. */
-    size: Schema.Union([Schema.Natural, Schema.ByteSize]),
-    /** Reads give zeros. Default: the buffer stays as it was. */
-    readZeroes: Schema.Boolean.pipe(Schema.withDecodingDefault(Effect.succeed(false))),
-    /** How long each request takes, to have some in flight when something happens. Default: 0. */
-    latencyMs: Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0)).pipe(
-      Schema.withDecodingDefault(Effect.succeed(0))
-    )
-  })
-])
-
-/**
- * What an export serves, as it is written down.
- *
- * @category models
- * @since 0.1.0
- */
-export type Image = typeof Image.Encoded
-
-/**
- * One disk to serve.
- *
- * @category models
- * @since 0.1.0
- */
-export const Export = Schema.Struct({
-  image: Image,
-  /** Default: true. */
-  writable: Schema.Boolean.pipe(Schema.withDecodingDefault(Effect.succeed(true))),
-  /** Default: 1. */
-  numQueues: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 65535 })).pipe(
-    Schema.withDecodingDefault(Effect.succeed(1))
-  ),
-  /** A power of two from 512 to 2 MiB (QEMU: `check_block_size`). Default: 512. */
-  logicalBlockSize: Schema.Int.check(
-    Schema.isBetween({ minimum: 512, maximum: 2 ** 21 }),
-    Schema.makeFilter((size) => Number.isInteger(Math.log2(size)) || "must be a power of two")
-  ).pipe(Schema.withDecodingDefault(Effect.succeed(512))),
-  /** Names the export, its block node and its socket. Default: `disk0`, `disk1`, … */
-  id: Schema.optional(Schema.String.check(Schema.isPattern(
-    /^[A-Za-z][A-Za-z0-9._-]{0,30}$/,
-    { message: "must be a letter, then at most 30 letters, digits, dots, dashes and underscores" }
-  )))
-})
-
-/**
- * One disk to serve, as it is written down.
- *
- * @category models
- * @since 0.1.0
- */
-export type Export = typeof Export.Encoded
-
-/**
- * What a daemon is started with.
- *
- * @category models
- * @since 0.1.0
- */
-export const Options = Schema.Struct({
-  /** The disks to serve, one at least. */
-  exports: Schema.NonEmptyArray(Export),
+export interface DaemonOptions {
   /** The program. Default: what the environment names in EFFECT_BLKIO_QSD, else `qemu-storage-daemon` on PATH. */
-  binary: Schema.optional(Schema.NonEmptyString),
-  /** How the daemon reads and writes files. Default: QEMU's, `threads`. */
-  aio: Schema.optional(Schema.Literals(["threads", "native", "io_uring"])),
-  /** How the daemon caches files. Default: in the page cache, and a flush is a flush. */
-  cache: Schema.optional(Schema.Struct({
-    /** Past the page cache (O_DIRECT). `aio: "native"` needs it. */
-    direct: Schema.Boolean.pipe(Schema.withDecodingDefault(Effect.succeed(false))),
-    /** Flushes are ignored. */
-    noFlush: Schema.Boolean.pipe(Schema.withDecodingDefault(Effect.succeed(false)))
-  })),
-  /** Whether discarded blocks are given back to the file system. Default: `unmap`, they are. */
-  discard: Schema.Literals(["ignore", "unmap"]).pipe(Schema.withDecodingDefault(Effect.succeed("unmap" as const))),
-  /** How long starting may take. Default: 10 s; numbers are milliseconds. */
-  startTimeout: Schema.Union([Schema.Duration, Schema.DurationFromString, Schema.DurationFromMillis]).pipe(
-    Schema.withDecodingDefault(Effect.succeed(10_000))
-  )
-}).check(
-  Schema.makeFilter((options) =>
-    options.aio !== "native" || options.cache?.direct === true ||
-    { path: ["aio"], issue: "native needs cache.direct" }
-  )
-)
-
-/**
- * What a daemon is started with, as it is written down.
- *
- * @category models
- * @since 0.1.0
- */
-export type Options = typeof Options.Encoded
-
-/**
- * A disk that a running daemon serves.
- *
- * @category models
- * @since 0.1.0
- */
-export interface RunningExport {
-  /** The export's id, for QMP. */
-  readonly id: string
-  /** The socket that a vhost-user front-end connects to. */
-  readonly socketPath: string
-  /** The block node's name, for QMP. */
-  readonly nodeName: string
+  readonly binary?: string
+  /** How files are read and written. Default: QEMU's, `threads`. `native` needs `cache.direct`. */
+  readonly aio?: "threads" | "native" | "io_uring"
+  /** Default: in the page cache, and a flush is a flush. */
+  readonly cache?: {
+    /** Past the page cache (O_DIRECT), and past librbd's cache. Default false. */
+    readonly direct?: boolean
+    /** Flushes are ignored. Default false. */
+    readonly noFlush?: boolean
+  }
+  /** Whether discarded blocks are given back to the file system, or the server. Default: `unmap`, they are. */
+  readonly discard?: "ignore" | "unmap"
+  /** A thread for each export. Default: one for all, the monitor's. */
+  readonly iothread?: boolean
+  /** How long starting may take, opening the images included. Default 10 s. */
+  readonly startTimeout?: Duration.Input
+  /** How long the daemon may take to put its images in order when it is to end; then it is killed. Default 5 s. */
+  readonly stopTimeout?: Duration.Input
 }
+
+/**
+ * One disk of several that a daemon serves.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Export {
+  readonly image: Source
+  /** Default: true, where the image can be written. */
+  readonly writable?: boolean
+  /** Default 1. */
+  readonly numQueues?: number
+  /** A power of two from 512 to 2 MiB. Default 512. */
+  readonly logicalBlockSize?: number
+  /** Names the export, its block node and its socket. Default `disk0`, `disk1`, … */
+  readonly id?: string
+}
+
+/**
+ * What {@link start} starts.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StartOptions extends DaemonOptions {
+  /** The disks to serve, one at least. */
+  readonly exports: Arr.NonEmptyReadonlyArray<Export>
+}
+
+/**
+ * What a transport to an image is made with.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TransportOptions extends DaemonOptions {
+  /** Default: false, where the image can be written. */
+  readonly readOnly?: boolean
+  /** How many queues the daemon offers. Default 1. */
+  readonly queues?: number
+  /** The disk's block size: a power of two from 512 to 2 MiB. Default 512. */
+  readonly blockSize?: number
+  /**
+   * When to start a daemon that went away again, and for how long; a Schedule alone says when. `never`: the device is lost with
+   * the daemon. Default: after 50 ms, then after twice that each time up to 2 s, for a minute.
+   */
+  readonly restart?: "never" | Omit<ReconnectOptions, "keepsCache"> | ReconnectOptions["schedule"]
+}
+
+/**
+ * All that can be chosen of a device on an image. Its queues are as many as the daemon's, if nobody says otherwise.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options extends TransportOptions, VirtioBlk.Options {}
 
 /**
  * A running daemon.
@@ -165,55 +129,128 @@ export interface RunningExport {
  * @category models
  * @since 0.1.0
  */
-export interface Daemon {
-  readonly pid: number
-  /** QEMU's version, as in `7.2.22`. */
-  readonly version: string
-  /** The private folder; it goes with the daemon. */
-  readonly directory: string
+export interface Daemon extends Program.Program {
   /** What it serves, in the order of the options. */
-  readonly exports: Arr.NonEmptyReadonlyArray<RunningExport>
+  readonly exports: Arr.NonEmptyReadonlyArray<Program.RunningExport>
   /** The first export's socket. */
   readonly socketPath: string
-  /** The connection to its monitor. */
-  readonly qmp: Qmp.Qmp
-  /** Sends a signal and does not wait for what comes of it. Nothing happens where the daemon has ended. */
-  readonly kill: (signal: ChildProcess.Signal) => Effect.Effect<void>
-  /** Waits for the daemon's end: its exit code, or 128 + the number of the signal that ended it. */
-  readonly exitCode: Effect.Effect<number>
-  /** What the daemon has said on stderr so far, of that the last 16 Ki characters. */
-  readonly stderr: Effect.Effect<string>
 }
 
 /**
- * How starting can fail: options that break a rule (EINVAL), no such program (ENOENT), a folder for temporary files
- * whose name is too long for a socket (ENAMETOOLONG), and whatever else, with the daemon's stderr in `detail` (EIO).
- *
- * @category errors
- * @since 0.1.0
- */
-export type StartError = EINVAL | ENOENT | ENAMETOOLONG | EIO
-
-/**
- * What starting needs of the platform; `NodeServices.layer` has it.
+ * A transport that has a daemon of its own. Its `path` says what the image is.
  *
  * @category models
  * @since 0.1.0
  */
-export type Requirements = ChildProcessSpawner.ChildProcessSpawner | FileSystem.FileSystem | Path.Path
+export interface ImageTransport extends Recipe {
+  /**
+   * The daemon that runs now, for its monitor. What is made there goes with it: the next one serves the image, and nothing
+   * else. ENOTCONN where none runs, since nothing is connected or it is being started.
+   */
+  readonly daemon: Effect.Effect<Daemon, Errno.ENOTCONN>
+  /** Whether the disk is opened to be read only. */
+  readonly readOnly: boolean
+}
 
 /**
- * A running daemon, as a service.
+ * Why a daemon cannot be started, or an image opened: see {@link LaunchError} and what the system says of files; EBUSY
+ * for an image that another program has locked, ENOTSUP for a format or an engine this daemon has not, which Debian may have in
+ * another package, EACCES for a wrong passphrase, too, EINVAL for one that is not in the format that it was said to be.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type StartError = Program.LaunchError | Program.ServeError | BlockNodes.NodesError
+
+/**
+ * How opening a device on an image can fail.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type OpenError = VirtioBlk.ConnectDeviceError | VirtioBlk.StartError
+
+/**
+ * The daemon behind a layer's block device, as a service.
  *
  * @category services
  * @since 0.1.0
  */
-export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Daemon>()(
+export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Pick<ImageTransport, "daemon">>()(
   "effect-blkio/QemuStorageDaemon"
 ) {}
 
+const DEFAULT_START_TIMEOUT = Duration.seconds(10)
+const DEFAULT_STOP_TIMEOUT = Duration.seconds(5)
+
+const DEFAULT_RESTART: ReconnectOptions["schedule"] = Schedule.min([
+  Schedule.exponential("50 millis"),
+  Schedule.spaced("2 seconds")
+])
+
+/** Daemons that went away before they had run for {@link STEADY_MS}, one after another, until no more are started. */
+const MOST_CRASHES = 50
+const STEADY_MS = 10_000
+
+const optional = Schema.optionalKey
+const Queues = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 65535 }))
+const BlockSize = Schema.Int.check(
+  // QEMU: util/block-helpers.c, check_block_size.
+  Schema.isBetween({ minimum: 512, maximum: 2 ** 21 }),
+  Schema.makeFilter((size) => Number.isInteger(Math.log2(size)) || "must be a power of two")
+)
+const Timeout = Schema.Union([Schema.Duration, Schema.DurationFromString, Schema.DurationFromMillis])
+
+const daemonFields = {
+  binary: optional(Schema.NonEmptyString),
+  aio: optional(Schema.Literals(["threads", "native", "io_uring"])),
+  cache: optional(Schema.Struct({ direct: optional(Schema.Boolean), noFlush: optional(Schema.Boolean) })),
+  discard: optional(Schema.Literals(["ignore", "unmap"])),
+  iothread: optional(Schema.Boolean),
+  startTimeout: optional(Timeout),
+  stopTimeout: optional(Timeout)
+}
+
+const nativeNeedsDirect = Schema.makeFilter(
+  (options: { readonly aio?: string; readonly cache?: { readonly direct?: boolean } }) =>
+    options.aio !== "native" || options.cache?.direct === true ||
+    { path: ["aio"], issue: "native needs cache.direct" }
+)
+
+const StartSchema = Schema.Struct({
+  ...daemonFields,
+  exports: Schema.NonEmptyArray(Schema.Struct({
+    image: Source,
+    writable: optional(Schema.Boolean),
+    numQueues: optional(Queues),
+    logicalBlockSize: optional(BlockSize),
+    id: optional(Schema.String.check(Schema.isPattern(
+      /^[A-Za-z][A-Za-z0-9._-]{0,30}$/,
+      { message: "must be a letter, then at most 30 letters, digits, dots, dashes and underscores" }
+    )))
+  }))
+}).check(nativeNeedsDirect)
+
+const TransportSchema = Schema.Struct({
+  ...daemonFields,
+  image: Source,
+  readOnly: optional(Schema.Boolean),
+  queues: optional(Queues),
+  blockSize: optional(BlockSize),
+  // Checked where reconnecting is.
+  restart: optional(Schema.Unknown)
+}).check(nativeNeedsDirect)
+
+const strictly = { errors: "all", onExcessProperty: "error" } as const
+const decodeStart = Schema.decodeUnknownEffect(StartSchema, strictly)
+const decodeTransport = Schema.decodeUnknownEffect(TransportSchema, strictly)
+
+const wrong = (operation: string) => (error: Schema.SchemaError) =>
+  new Errno.EINVAL({ operation, detail: error.message, cause: error })
+
 /**
- * Starts a daemon, waits until all its exports listen, and ends it with the Scope.
+ * Starts a daemon with several exports, waits until all listen, and ends it with the Scope. A daemon that ends by itself is not
+ * started again: `exitCode` tells. An export serves one client at a time; a second one connects and waits.
  *
  * @example
  * ```ts
@@ -222,7 +259,7 @@ export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Daemon
  * import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
  *
  * const program = Effect.gen(function*() {
- *   const daemon = yield* QemuStorageDaemon.make({
+ *   const daemon = yield* QemuStorageDaemon.start({
  *     exports: [{ image: { _tag: "null-co", size: 1024 ** 3 }, numQueues: 4 }]
  *   })
  *   const [served] = yield* daemon.qmp.queryBlockExports
@@ -235,33 +272,235 @@ export class QemuStorageDaemon extends Context.Service<QemuStorageDaemon, Daemon
  * @category constructors
  * @since 0.1.0
  */
-export const make: (options: Options) => Effect.Effect<Daemon, StartError, Requirements | Scope.Scope> = Effect.fn(
-  "QemuStorageDaemon.make"
-)(function*(options) {
-  const decoded = yield* decodeOptions(options).pipe(
-    Effect.mapError((error) => new EINVAL({ operation, detail: error.message, cause: error }))
-  )
+export const start: (
+  options: StartOptions
+) => Effect.Effect<Daemon, StartError, Program.Requirements | Scope.Scope> = Effect.fn("QemuStorageDaemon.start")(
+  function*(given) {
+    const { exports, ...options } = yield* decodeStart(given).pipe(Effect.mapError(wrong("start")))
+    const disks = Arr.map(exports, (disk, index) => ({ ...disk, id: disk.id ?? `disk${index}` }))
+    for (const [index, { id }] of disks.entries()) {
+      if (disks.findIndex((other) => other.id === id) !== index) {
+        return yield* new Errno.EINVAL({
+          operation: "start",
+          detail: `two exports with the id ${id}: each needs its own`
+        })
+      }
+    }
+    return yield* launchAndServe(options, (program) =>
+      Effect.forEach(disks, (disk) =>
+        Effect.flatMap(
+          nodesOf(disk.image, disk.writable ?? !BlockNodes.isReadOnly(disk.image), options, disk.id),
+          (nodes) =>
+            Program.serve(program, nodes, {
+              id: disk.id,
+              name: BlockNodes.nameOf(disk.image),
+              writable: disk.writable ?? !BlockNodes.isReadOnly(disk.image),
+              numQueues: disk.numQueues ?? 1,
+              logicalBlockSize: disk.logicalBlockSize ?? 512,
+              iothread: options.iothread ?? false
+            })
+        )))
+  }
+)
+
+/** What decoding has left of {@link DaemonOptions}. */
+type Decoded = Omit<typeof TransportSchema.Type, "image" | "readOnly" | "queues" | "blockSize" | "restart">
+
+const nodesOf = (image: Source, writable: boolean, options: Decoded, id: string) =>
+  Effect.flatMap(BlockNodes.describe(image), (described) =>
+    BlockNodes.make(described, {
+      readOnly: !writable,
+      discard: options.discard ?? "unmap",
+      direct: options.cache?.direct ?? false,
+      noFlush: options.cache?.noFlush ?? false,
+      aio: options.aio
+    }, id))
+
+/** Starts a program and has it serve. If it fails, nothing is left. */
+const launchAndServe = Effect.fnUntraced(function*<E, R>(
+  options: Decoded,
+  serve: (program: Program.Program) => Effect.Effect<Arr.NonEmptyReadonlyArray<Program.RunningExport>, E, R>
+) {
+  const { binary, startTimeout = DEFAULT_START_TIMEOUT, stopTimeout = DEFAULT_STOP_TIMEOUT } = options
   const scope = yield* Scope.fork(yield* Effect.scope)
-  return yield* start(decoded).pipe(
+  return yield* Effect.gen(function*() {
+    const program = yield* Program.launch({ binary, startTimeout, stopTimeout })
+    const exports = yield* serve(program)
+    return { ...program, exports, socketPath: exports[0].socketPath }
+  }).pipe(
     Scope.provide(scope),
     Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
   )
 })
 
 /**
- * Provides a daemon that runs as long as the layer lives.
+ * Makes a transport to an image. Nothing is opened before it connects; EINVAL names what is wrong with the options.
+ *
+ * A path's format is told by its ending: `.qcow2`, `.vmdk`, `.vhdx`, `.vdi`, `.raw`, `.iso`, `.dd`; what it begins with must agree.
+ * Any other name is raw, and is refused (EINVAL) if it begins as another format does: whoever writes to a raw disk decides what
+ * it begins with. A description says the format, and that is that.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const transport: (
+  image: Source,
+  options?: TransportOptions
+) => Effect.Effect<ImageTransport, Errno.EINVAL, Program.Requirements> = Effect.fnUntraced(
+  function*(given, { restart = DEFAULT_RESTART, ...others } = {}) {
+    const operation = "qemu-storage-daemon"
+    const { image, ...options } = yield* decodeTransport({ ...others, image: given }).pipe(
+      Effect.mapError(wrong(operation))
+    )
+    const readOnly = options.readOnly ?? BlockNodes.isReadOnly(image)
+    const direct = options.cache?.direct ?? false
+    const reconnect = restart === "never" ? undefined : {
+      ...(Schedule.isSchedule(restart) ? { schedule: restart } : restart),
+      keepsCache: BlockNodes.keepsCache(image, direct)
+    }
+    const viaSocket = (path: string) => VhostUser.make(reconnect === undefined ? { path } : { path, reconnect })
+    const recipe = yield* viaSocket("daemon")
+    const services = yield* Effect.context<Program.Requirements>()
+    const name = BlockNodes.nameOf(image)
+
+    let nodes: BlockNodes.BlockNodes | undefined
+    let current: Daemon | undefined
+    let crashes = 0
+    const connect = Effect.gen(function*() {
+      if (crashes > MOST_CRASHES) {
+        const detail = `${crashes} daemons went away, one after another`
+        return yield* new Errno.ENOTCONN({ operation, path: name, detail })
+      }
+      const daemon = yield* launchAndServe(options, (program) =>
+        Effect.gen(function*() {
+          // Decided once: what has been written since does not make it another image.
+          nodes ??= yield* nodesOf(image, !readOnly, options, "disk0")
+          const served = yield* Program.serve(program, nodes, {
+            id: "disk0",
+            name,
+            writable: !readOnly,
+            numQueues: options.queues ?? 1,
+            logicalBlockSize: options.blockSize ?? 512,
+            iothread: options.iothread ?? false
+          })
+          return Arr.of(served)
+        }))
+      const startedAt = performance.now()
+      current = daemon
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          if (current === daemon) current = undefined
+          crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
+        })
+      )
+      const connection = yield* Effect.flatMap(viaSocket(daemon.socketPath), (socket) => socket.connect)
+      const { released } = connection
+      if (released === undefined) return connection
+      // One that hangs does not let go by itself, and one that is connected does not end.
+      return {
+        ...connection,
+        released: Effect.all([released, daemon.stop], { concurrency: "unbounded", discard: true })
+      }
+    }).pipe(Effect.provideContext(services))
+
+    return {
+      ...recipe,
+      path: name,
+      readOnly,
+      connect,
+      daemon: Effect.suspend(() =>
+        current === undefined
+          ? new Errno.ENOTCONN({ operation, path: name, detail: "no daemon runs now" })
+          : Effect.succeed(current)
+      )
+    }
+  }
+)
+
+/** What is chosen of the device, and not of the daemon. */
+const deviceKeys = [
+  "numQueues",
+  "numPollQueues",
+  "queueSize",
+  "waiting",
+  "requestTimeout",
+  "deviceTimeout",
+  "closeTimeout"
+] as const
+
+const open = Effect.fnUntraced(function*(image: Source, options: Options) {
+  const device = Struct.pick(options, deviceKeys)
+  const { numPollQueues = 0, numQueues = 1 } = device
+  const recipe = yield* transport(image, {
+    queues: Math.max(1, numQueues + numPollQueues),
+    ...Struct.omit(options, deviceKeys)
+  })
+  return { recipe, disk: yield* VirtioBlk.make(recipe, { ...device, readOnly: recipe.readOnly }) }
+})
+
+/**
+ * Opens an image as a block device, until the Scope closes. Who needs the daemon's monitor makes the {@link transport} and gives it
+ * to `VirtioBlk.make`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (
+  image: Source,
+  options: Options = {}
+): Effect.Effect<Device, OpenError, Program.Requirements | Scope.Scope> =>
+  Effect.map(open(image, options), ({ disk }) => disk)
+
+/**
+ * Provides an image as the block device of a program, and the daemon behind it.
+ *
+ * @example
+ * ```ts
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { BlockDevice } from "effect-blkio"
+ * import { Effect, Layer } from "effect"
+ * import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
+ *
+ * const Disk = QemuStorageDaemon.layer("/nowhere/disk.qcow2", { readOnly: true }).pipe(Layer.provide(NodeServices.layer))
+ * const capacity = BlockDevice.useSync((disk) => disk.capacity).pipe(
+ *   Effect.provide(Disk),
+ *   Effect.catchTag("ENOENT", (error) => Effect.succeed(error.path))
+ * )
+ * console.log(await Effect.runPromise(capacity)) // => "/nowhere/disk.qcow2"
+ * ```
  *
  * @category layers
  * @since 0.1.0
  */
-export const layer = (options: Options): Layer.Layer<QemuStorageDaemon, StartError, Requirements> =>
-  Layer.effect(QemuStorageDaemon, make(options))
+export const layer = (
+  image: Source,
+  options: Options = {}
+): Layer.Layer<BlockDevice | QemuStorageDaemon, OpenError, Program.Requirements> =>
+  Layer.effectContext(
+    Effect.map(open(image, options), ({ disk, recipe }) =>
+      Context.make(BlockDevice, disk).pipe(Context.add(QemuStorageDaemon, recipe)))
+  )
+
+/**
+ * Provides the transport to an image, and the daemon behind it, for `VirtioBlk.layer`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerTransport = (
+  image: Source,
+  options: TransportOptions = {}
+): Layer.Layer<Transport | QemuStorageDaemon, Errno.EINVAL, Program.Requirements> =>
+  Layer.effectContext(
+    Effect.map(transport(image, options), (recipe) =>
+      Context.make(Transport, recipe).pipe(Context.add(QemuStorageDaemon, recipe)))
+  )
 
 /** How long a program may take to tell its version: one that waits for something is not the daemon. */
 const availableTimeLimit = Duration.seconds(10)
 
 /**
- * Tells whether the program that {@link make} would start is there and runs.
+ * Tells whether the program that would be started is there and runs.
  *
  * @category availability
  * @since 0.1.0
@@ -269,173 +508,8 @@ const availableTimeLimit = Duration.seconds(10)
 export const available: Effect.Effect<boolean, never, ChildProcessSpawner.ChildProcessSpawner> = Effect.gen(
   function*() {
     const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
-    const binary = yield* binaryFromEnvironment
+    const binary = yield* Program.binaryFromEnvironment
     const version = ChildProcess.make(binary, ["--version"], { stdin: "ignore", forceKillAfter: "1 second" })
     return (yield* spawner.exitCode(version)) === 0
   }
 ).pipe(Effect.timeout(availableTimeLimit), Effect.orElseSucceed(() => false))
-
-const operation = "start"
-
-/** How much of the daemon's stderr is kept, in characters. */
-const stderrLimit = 16 * 1024
-
-/** How often it is tried whether the monitor listens. */
-const monitorPollInterval = Duration.millis(5)
-
-/** How long the rest of stderr may take to arrive after the daemon's end: a descendant may keep the pipe open. */
-const stderrDrainLimit = Duration.seconds(1)
-
-const decodeOptions = Schema.decodeUnknownEffect(Options, { errors: "all", onExcessProperty: "error" })
-
-const badEnvironment = (error: Config.ConfigError) =>
-  new EINVAL({ operation: "read environment", detail: error.message, cause: error })
-
-const binaryFromEnvironment = Config.String("EFFECT_BLKIO_QSD").pipe(
-  Config.withDefault(""),
-  Effect.map((binary) => binary === "" ? "qemu-storage-daemon" : binary),
-  Effect.mapError(badEnvironment)
-)
-
-const notFound = (binary: string, what: string, cause?: PlatformError.PlatformError) =>
-  new ENOENT({
-    operation,
-    path: binary,
-    detail: `${what}; Debian has qemu-storage-daemon in the package qemu-system-common (bookworm), `
-      + "and EFFECT_BLKIO_QSD may name another one",
-    ...(cause === undefined ? {} : { cause })
-  })
-
-const start = Effect.fnUntraced(function*(
-  options: typeof Options.Type
-): Effect.fn.Return<Daemon, StartError, Requirements | Scope.Scope> {
-  const fs = yield* FileSystem.FileSystem
-  const path = yield* Path.Path
-  const binary = options.binary ?? (yield* binaryFromEnvironment)
-  const failed = (detail: string, cause?: unknown) =>
-    new EIO({ operation, path: binary, detail, ...(cause === undefined ? {} : { cause }) })
-
-  const directory = yield* fs.makeTempDirectoryScoped({ prefix: "blkio-" }).pipe(
-    Effect.mapError((error) => failed(`no folder for its sockets: ${error.message}`, error)),
-    // TMPDIR may be relative; the paths are to stay true when this process changes its folder.
-    Effect.map((folder) => path.resolve(folder))
-  )
-  const exports = Arr.map(options.exports, (disk, index) => {
-    const id = disk.id ?? `disk${index}`
-    return { disk, id, nodeName: id, socketPath: path.join(directory, `${id}.sock`) }
-  })
-  const monitorPath = path.join(directory, "monitor")
-  for (const [index, { id, socketPath }] of exports.entries()) {
-    if (exports.findIndex((other) => other.id === id) !== index) {
-      return yield* new EINVAL({ operation, detail: `two exports with the id ${id}: each needs its own` })
-    }
-    if (Buffer.byteLength(socketPath) > Qmp.socketPathLimit) {
-      return yield* new ENAMETOOLONG({
-        operation,
-        path: socketPath,
-        detail: `a socket's path has at most ${Qmp.socketPathLimit} bytes; set TMPDIR to a shorter one`
-      })
-    }
-  }
-
-  const daemon = yield* ChildProcess.make(binary, [
-    ...exports.flatMap(({ disk, id, nodeName, socketPath }) => [
-      "--blockdev",
-      JSON.stringify({ "node-name": nodeName, ...blockdev(disk, options, path) }),
-      "--export",
-      JSON.stringify({
-        type: "vhost-user-blk",
-        id,
-        "node-name": nodeName,
-        addr: { type: "unix", path: socketPath },
-        writable: disk.writable,
-        "num-queues": disk.numQueues,
-        "logical-block-size": disk.logicalBlockSize
-      })
-    ]),
-    // Last, so that an answer from the monitor means that the exports listen. In this syntax a comma is written twice.
-    "--chardev",
-    `socket,id=monitor,server=on,wait=off,path=${monitorPath.replaceAll(",", ",,")}`,
-    "--monitor",
-    "chardev=monitor"
-  ], { stdin: "ignore", stdout: "ignore", killSignal: "SIGTERM", forceKillAfter: "1 second" }).pipe(
-    Effect.mapError((error) =>
-      error.reason._tag === "NotFound" ? notFound(binary, "no such program", error) : failed(error.message, error)
-    )
-  )
-
-  yield* OrphanGuard.make(daemon.pid, directory)
-
-  let stderr = ""
-  const stderrReader = yield* daemon.stderr.pipe(
-    Stream.decodeText(),
-    Stream.runForEach((text) =>
-      Effect.sync(() => {
-        stderr = (stderr + text).slice(-stderrLimit)
-      })
-    ),
-    Effect.ignore,
-    Effect.forkScoped({ startImmediately: true })
-  )
-  const saying = () => stderr.trim() === "" ? "nothing on stderr" : stderr.trim()
-
-  const exitCode = ExitCode.of(daemon)
-  const ended = exitCode.pipe(
-    Effect.tap(() => Fiber.await(stderrReader).pipe(Effect.timeoutOption(stderrDrainLimit))),
-    Effect.flatMap((code) => Effect.fail(failed(`ended with exit code ${code} before it was ready: ${saying()}`)))
-  )
-  const qmp = yield* Qmp.make({ path: monitorPath }).pipe(
-    Effect.retry({
-      schedule: Schedule.spaced(monitorPollInterval),
-      while: ({ _tag }) => _tag === "ENOENT" || _tag === "ECONNREFUSED" || _tag === "ENOTCONN"
-    }),
-    Effect.mapError((error) => failed(`its monitor: ${error.message}; ${saying()}`, error)),
-    Effect.raceFirst(ended),
-    Effect.timeoutOrElse({
-      duration: options.startTimeout,
-      orElse: () => Effect.fail(failed(`not ready within ${Duration.format(options.startTimeout)}: ${saying()}`))
-    })
-  )
-
-  return {
-    pid: daemon.pid,
-    version: qmp.version,
-    directory,
-    exports: Arr.map(exports, ({ id, nodeName, socketPath }) => ({ id, nodeName, socketPath })),
-    socketPath: exports[0].socketPath,
-    qmp,
-    kill: (signal) =>
-      daemon.isRunning.pipe(
-        // While it runs, or is a zombie that Node has not seen yet, the pid is the daemon's and nobody else's.
-        Effect.filterOrFail((running) => running),
-        Effect.andThen(Effect.try(() => process.kill(daemon.pid, signal))),
-        Effect.ignore
-      ),
-    exitCode,
-    stderr: Effect.sync(() => stderr)
-  }
-})
-
-/** QEMU's BlockdevOptions for an image (QEMU: qapi/block-core.json), without the node's name. */
-const blockdev = (disk: typeof Export.Type, options: typeof Options.Type, path: Path.Path) => {
-  const general = {
-    "read-only": !disk.writable,
-    discard: options.discard,
-    cache: { direct: options.cache?.direct === true, "no-flush": options.cache?.noFlush === true }
-  }
-  const { image } = disk
-  if (image._tag === "null-co") {
-    return {
-      ...general,
-      driver: "null-co",
-      size: Number(image.size),
-      "read-zeroes": image.readZeroes,
-      "latency-ns": Math.round(image.latencyMs * 1e6)
-    }
-  }
-  return {
-    ...general,
-    driver: image._tag,
-    file: { ...general, driver: "file", filename: path.resolve(image.path), aio: options.aio }
-  }
-}

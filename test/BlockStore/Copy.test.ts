@@ -208,9 +208,9 @@ describe.skipIf(!qsdIsHere)("an image", () => {
         yield* Effect.scoped(Effect.gen(function*() {
           const daemon = yield* serve({
             exports: [
-              { image: { _tag: "raw", path: raw }, writable: false },
-              { image: { _tag: "qcow2", path: qcow2 } },
-              { image: { _tag: "raw", path: back } }
+              { image: { _tag: "raw", file: raw }, writable: false },
+              { image: { _tag: "qcow2", file: qcow2 } },
+              { image: { _tag: "raw", file: back } }
             ]
           })
           const [first, second, third] = daemon.exports

@@ -2,7 +2,7 @@
  * The backends that a run kills and starts again: QEMU's storage daemon, and our export in a process of its own.
  */
 import type * as NodeServices from "@effect/platform-node/NodeServices"
-import { Effect, FileSystem, type Scope } from "effect"
+import { Duration, Effect, FileSystem, type Scope } from "effect"
 import { fileURLToPath } from "node:url"
 import * as OrphanGuard from "../../src/QemuStorageDaemon/OrphanGuard.ts"
 import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
@@ -34,7 +34,7 @@ export interface Disk {
 export type Start = (disk: Disk) => Effect.Effect<Running, never, Scope.Scope | NodeServices.NodeServices>
 
 const startDaemon: Start = Effect.fnUntraced(function*({ image, numQueues }) {
-  const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "raw", path: image }, numQueues }] })
+  const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "raw", file: image }, numQueues }] })
   const [{ nodeName, socketPath }] = daemon.exports
   return {
     socketPath,
@@ -57,7 +57,7 @@ const startExport: Start = Effect.fnUntraced(function*({ image, numQueues }) {
     `${numQueues}`,
     `${GROWTH_BYTES}`
   ])
-  yield* OrphanGuard.make(child.pid ?? 0, folder)
+  yield* OrphanGuard.make(child.pid ?? 0, folder, Duration.seconds(1))
   const said = Effect.flatMap(
     stderr,
     (text) => text.startsWith("serving ") ? Effect.void : Effect.die(new Error(`the export says: ${text}`))

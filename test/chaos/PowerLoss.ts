@@ -45,7 +45,7 @@ const recorded = Effect.fnUntraced(function*(seed: number, writes: number, findi
   const history = new History(BLOCKS)
   yield* Effect.scoped(Effect.gen(function*() {
     // Of the two exports the second is used: a daemon starts with one at least, and the monitor makes the rest.
-    const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: BLOCK_BYTES } }] })
+    const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "null-co", size: BLOCK_BYTES } }] })
     const { socketPath } = yield* exportNode(daemon, "logged", {
       driver: "blklogwrites",
       file: { driver: "file", filename: image },

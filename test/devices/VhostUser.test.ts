@@ -39,7 +39,7 @@ const backends: ReadonlyArray<Backend> = [
     isHere: qsdIsHere,
     properties: { flushNeeded: false },
     serve: (path) =>
-      serve({ exports: [{ image: { _tag: "raw", path }, numQueues: QUEUES }] })
+      serve({ exports: [{ image: { _tag: "raw", file: path }, numQueues: QUEUES }] })
         .pipe(Effect.map(({ socketPath }) => socketPath), Effect.orDie)
   }
 ]

@@ -65,7 +65,7 @@ export const boot = Effect.fnUntraced(function*(options: Options) {
     killSignal: "SIGTERM",
     forceKillAfter: "1 second"
   })
-  yield* OrphanGuard.make(qemu.pid, folder)
+  yield* OrphanGuard.make(qemu.pid, folder, Duration.seconds(1))
 
   let output = ""
   const reader = yield* Stream.runForEach(Stream.decodeText(qemu.all), (text) =>

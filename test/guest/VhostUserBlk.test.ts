@@ -37,7 +37,9 @@ const daemon: Backend = {
   isHere: qsdIsHere,
   facts: { "serial": "vhost_user_blk", "write-cache": "write through" },
   serve: (path, access) =>
-    serve({ exports: [{ image: { _tag: "raw", path }, writable: access === "read-write", numQueues: Guest.queues }] })
+    serve({
+      exports: [{ image: { _tag: "raw", file: path }, writable: access === "read-write", numQueues: Guest.queues }]
+    })
       .pipe(Effect.map(({ socketPath }) => socketPath), Effect.orDie)
 }
 

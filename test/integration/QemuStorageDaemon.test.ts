@@ -56,7 +56,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
     it.effect("serves its exports, tells its version, and lies in a private folder", () =>
       Effect.gen(function*() {
         const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
-        const daemon = yield* QemuStorageDaemon.make({
+        const daemon = yield* QemuStorageDaemon.start({
           exports: [{ ...nullDisk, numQueues: 4 }, { ...nullDisk, id: "second", writable: false }]
         })
         const program = process.env["EFFECT_BLKIO_QSD"] ?? "qemu-storage-daemon"
@@ -78,7 +78,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
     it.effect("leaves no process and no folder when its scope closes", () =>
       Effect.gen(function*() {
         const scope = yield* Scope.make()
-        const daemon = yield* QemuStorageDaemon.make({ exports: [nullDisk] }).pipe(Scope.provide(scope))
+        const daemon = yield* QemuStorageDaemon.start({ exports: [nullDisk] }).pipe(Scope.provide(scope))
         expect(existsSync(`/proc/${daemon.pid}`)).toBe(true)
         yield* Scope.close(scope, Exit.void)
         expect(existsSync(`/proc/${daemon.pid}`)).toBe(false)
@@ -90,7 +90,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
     it.effect("ends a daemon that does not hear SIGTERM", () =>
       Effect.gen(function*() {
         const scope = yield* Scope.make()
-        const daemon = yield* QemuStorageDaemon.make({ exports: [nullDisk] }).pipe(Scope.provide(scope))
+        const daemon = yield* QemuStorageDaemon.start({ exports: [nullDisk] }).pipe(Scope.provide(scope))
         yield* daemon.kill("SIGSTOP")
         const start = performance.now()
         yield* Scope.close(scope, Exit.void)
@@ -102,7 +102,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
 
     it.effect("tells of its end by a signal", () =>
       Effect.gen(function*() {
-        const daemon = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+        const daemon = yield* QemuStorageDaemon.start({ exports: [nullDisk] })
         const events = yield* Effect.forkChild(Stream.runDrain(daemon.qmp.events), { startImmediately: true })
         const front = yield* connectTo(daemon.socketPath)
         const closed = Effect.callback<void>((resume) => {
@@ -125,7 +125,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         for (let delayMs = 0; delayMs <= 60; delayMs += 4) {
           const scope = yield* Scope.make()
           const starting = yield* Effect.forkChild(
-            QemuStorageDaemon.make({ exports: [nullDisk] }).pipe(Scope.provide(scope), withTemporaryFolder(folder)),
+            QemuStorageDaemon.start({ exports: [nullDisk] }).pipe(Scope.provide(scope), withTemporaryFolder(folder)),
             { startImmediately: true }
           )
           yield* Effect.sleep(delayMs)
@@ -150,7 +150,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
           JSON.stringify(new URL("../../src/QemuStorageDaemon/QemuStorageDaemon.ts", import.meta.url).href)
         }
           await Effect.runPromise(Effect.gen(function*() {
-            const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: 512 } }] })
+            const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "null-co", size: 512 } }] })
             console.log(daemon.pid)
             yield* daemon.kill("SIGSTOP")
             process.kill(process.pid, "SIGKILL")
@@ -171,15 +171,13 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         )
       }))
 
-    it.effect("an image that is not there is EIO with what the daemon said, and leaves nothing", () =>
+    it.effect("an image that is not there is ENOENT, and leaves nothing", () =>
       Effect.gen(function*() {
         const folder = yield* temporaryFolder
-        const error = yield* QemuStorageDaemon.make({
-          exports: [nullDisk, { image: { _tag: "raw", path: "/nowhere/disk.raw" } }]
+        const error = yield* QemuStorageDaemon.start({
+          exports: [nullDisk, { image: { _tag: "raw", file: "/nowhere/disk.raw" } }]
         }).pipe(withTemporaryFolder(folder), Effect.flip)
-        expect(error).toMatchObject({ _tag: "EIO", operation: "start" })
-        expect(error.detail).toContain("ended with exit code 1 before it was ready")
-        expect(error.detail).toContain("Could not open '/nowhere/disk.raw': No such file or directory")
+        expect(error).toMatchObject({ _tag: "ENOENT", operation: "open", path: "/nowhere/disk.raw" })
         // The test's own scope is still open.
         expect(readdirSync(folder)).toStrictEqual([])
         expect(processesThatName(folder)).toStrictEqual([])
@@ -189,7 +187,10 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
       Effect.gen(function*() {
         const path = yield* imageIn(yield* temporaryFolder, "disk.raw")
         yield* DiskImage.createRaw(path, MiB)
-        const error = yield* Effect.flip(QemuStorageDaemon.make({ exports: [{ image: { _tag: "qcow2", path } }] }))
+        const error = yield* Effect.flip(
+          QemuStorageDaemon.start({ exports: [{ image: { _tag: "qcow2", file: path } }] })
+        )
+        expect(error).toMatchObject({ _tag: "EINVAL", path })
         expect(error.detail).toContain("not in qcow2 format")
       }))
 
@@ -201,17 +202,15 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         yield* DiskImage.createRaw(raw, MiB)
         yield* DiskImage.createQcow2(qcow2, MiB)
         for (const [path, format] of [[raw, "raw"], [qcow2, "qcow2"]] as const) {
-          const disk = { exports: [{ image: { _tag: format, path } }] } as const
+          const disk = { exports: [{ image: { _tag: format, file: path } }] } as const
           yield* DiskImage.qemuIo(path, format, ["write -P 0xa5 4096 4096"])
           yield* Effect.scoped(Effect.gen(function*() {
-            yield* QemuStorageDaemon.make(disk)
+            yield* QemuStorageDaemon.start(disk)
             const output = yield* DiskImage.qemuIo(path, format, ["read -P 0xa5 4096 4096"], { inUse: true })
             expect(output).toContain("read 4096/4096 bytes at offset 4096")
             if (format === "qcow2") {
               // QEMU locks only images with metadata of their own.
-              expect((yield* Effect.flip(QemuStorageDaemon.make(disk))).detail).toContain(
-                "Failed to get \"write\" lock"
-              )
+              expect(yield* Effect.flip(QemuStorageDaemon.start(disk))).toMatchObject({ _tag: "EBUSY", path })
               expect((yield* Effect.flip(DiskImage.qemuIo(path, format, ["read 0 4096"]))).detail).toContain("lock")
             }
           }))
@@ -224,8 +223,8 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         const path = yield* imageIn(yield* temporaryFolder, "disk.qcow2")
         yield* DiskImage.createQcow2(path, 4 * MiB)
         yield* fs.chmod(path, 0o444)
-        const daemon = yield* QemuStorageDaemon.make({
-          exports: [{ image: { _tag: "qcow2", path }, writable: false }],
+        const daemon = yield* QemuStorageDaemon.start({
+          exports: [{ image: { _tag: "qcow2", file: path }, writable: false }],
           aio: "threads",
           cache: { noFlush: true },
           discard: "ignore"
@@ -239,7 +238,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
         const fs = yield* FileSystem.FileSystem
         const path = yield* imageIn(yield* temporaryFolder, "disk.raw")
         yield* DiskImage.createRaw(path, MiB)
-        const daemon = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "raw", path }, id: "data" }] })
+        const daemon = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "raw", file: path }, id: "data" }] })
         const { qmp } = daemon
         expect(yield* qmp.execute("query-version")).toMatchObject({ qemu: { major: expect.any(Number) } })
         expect(yield* qmp.queryBlockExports).toStrictEqual([
@@ -277,7 +276,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
 
     it.effect("QMP: many commands at once are answered each with its own", () =>
       Effect.gen(function*() {
-        const { qmp } = yield* QemuStorageDaemon.make({ exports: [nullDisk] })
+        const { qmp } = yield* QemuStorageDaemon.start({ exports: [nullDisk] })
         const answers = yield* Effect.forEach(
           Array.from({ length: 50 }, (_, index) => index),
           (index) =>
@@ -296,7 +295,7 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
 
     it.effect("two daemons stand side by side", () =>
       Effect.gen(function*() {
-        const daemons = yield* Effect.forEach([1, 2], () => QemuStorageDaemon.make({ exports: [nullDisk] }), {
+        const daemons = yield* Effect.forEach([1, 2], () => QemuStorageDaemon.start({ exports: [nullDisk] }), {
           concurrency: "unbounded"
         })
         expect(new Set(daemons.map(({ directory }) => directory)).size).toBe(2)
@@ -304,12 +303,12 @@ describe.skipIf(!qsdIsHere)("QemuStorageDaemon", () => {
       }))
   })
 
-  const program = QemuStorageDaemon.QemuStorageDaemon.useSync(({ directory, pid }) => ({ directory, pid }))
-  const Daemon = QemuStorageDaemon.layer({ exports: [nullDisk] })
+  const program = QemuStorageDaemon.QemuStorageDaemon.use(({ daemon }) => daemon)
+  const Disk = QemuStorageDaemon.layer(nullDisk.image)
 
   it.live("is a service that ends with its layer", () =>
     Effect.gen(function*() {
-      const { directory, pid } = yield* program.pipe(Effect.provide(Daemon))
+      const { directory, pid } = yield* program.pipe(Effect.provide(Disk))
       expect(existsSync(`/proc/${pid}`)).toBe(false)
       expect(existsSync(directory)).toBe(false)
     }).pipe(Effect.provide(NodeServices.layer)))

@@ -43,8 +43,8 @@ export const mustEnd = (pid: number): void => {
 }
 
 /** Starts a daemon that {@link onBackend} sees gone. */
-export const serve = (options: QemuStorageDaemon.Options) =>
-  Effect.tap(QemuStorageDaemon.make(options), ({ pid }) => Effect.sync(() => mustEnd(pid)))
+export const serve = (options: QemuStorageDaemon.StartOptions) =>
+  Effect.tap(QemuStorageDaemon.start(options), ({ pid }) => Effect.sync(() => mustEnd(pid)))
 
 /** A path for an image in a folder that goes with the Scope. */
 export const imagePath = (name: string) =>
@@ -55,11 +55,11 @@ export const imagePath = (name: string) =>
 /** Serves a new raw image. */
 export const serveRaw = Effect.fnUntraced(function*(
   size: number,
-  options: Partial<Omit<QemuStorageDaemon.Options["exports"][0], "image">> = {}
+  options: Partial<Omit<QemuStorageDaemon.StartOptions["exports"][0], "image">> = {}
 ) {
   const path = yield* imagePath("disk.raw")
   yield* DiskImage.createRaw(path, size)
-  const daemon = yield* serve({ exports: [{ image: { _tag: "raw", path }, ...options }] })
+  const daemon = yield* serve({ exports: [{ image: { _tag: "raw", file: path }, ...options }] })
   return { daemon, path }
 })
 

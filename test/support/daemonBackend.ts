@@ -7,10 +7,13 @@ import type { Backend, Disk, Facts, Pattern, Served, ServeOptions, Zeroes } from
 import { majorOf, MiB, serve } from "./daemon.ts"
 import { exportNode } from "./daemonNode.ts"
 
-const exportOf = (disk: Disk, { blockSize = 512, numQueues = 1, readOnly = false }: ServeOptions = {}) => ({
+const exportOf = (
+  disk: Disk,
+  { blockSize = 512, numQueues = 1, readOnly = false }: ServeOptions = {}
+): QemuStorageDaemon.Export => ({
   image: disk._tag === "zeroes"
-    ? { _tag: "null-co", size: disk.size, readZeroes: true, latencyMs: disk.latencyMs ?? 0 } as const
-    : disk,
+    ? { _tag: "null-co", size: disk.size, readZeroes: true, latencyMs: disk.latencyMs ?? 0 }
+    : { _tag: disk._tag, file: disk.path },
   writable: !readOnly,
   numQueues,
   logicalBlockSize: blockSize

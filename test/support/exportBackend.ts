@@ -1,5 +1,5 @@
 /** This library's export as a backend: in the test's own process, or in one that can be killed. */
-import { Effect, Exit, FileSystem, Scope } from "effect"
+import { Duration, Effect, Exit, FileSystem, Scope } from "effect"
 import { closeSync, openSync, readSync, writeSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { expect } from "vitest"
@@ -67,7 +67,7 @@ const serveApart = Effect.fnUntraced(function*(disk: Disk, options: ServeOptions
   const { child, outcome, stderr } = yield* startProgram(argumentsFor(disk, socketPath, options))
   const pid = child.pid ?? 0
   mustEnd(pid)
-  yield* OrphanGuard.make(pid, directory)
+  yield* OrphanGuard.make(pid, directory, Duration.seconds(1))
   expect(yield* stderr).toMatch(/^serving\b/u)
   return {
     socketPath,
