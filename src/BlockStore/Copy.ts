@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
 import { type Extent, extentsOf } from "./Extents.ts"
@@ -27,6 +28,12 @@ export interface CopyOptions {
    * hole. Default true.
    */
   readonly sparse?: boolean
+  /**
+   * What to do when a flush of the target fails with EIO, since what it had acknowledged may be lost: what was written since the
+   * last flush is written again at once, and as the schedule says while that fails, too. The target is flushed every 64 MiB
+   * then. Default: the copy fails.
+   */
+  readonly rewrite?: Schedule.Schedule<unknown, StoreError>
 }
 
 /**
@@ -50,6 +57,9 @@ const DEFAULT_DEPTH = 8
 const GRAIN_BYTES = 65536
 /** The longest hole that is written as one: progress is told after each. */
 const MAX_HOLE_BYTES = 2 ** 28
+
+/** What is written again at most where writes are lost: long enough that flushes cost little. */
+const FLUSH_BYTES = 2 ** 26
 
 const zeroGrain = new Uint8Array(GRAIN_BYTES)
 
@@ -82,7 +92,7 @@ export const copy = (
   options: CopyOptions = {}
 ): Stream.Stream<CopyProgress, StoreError> =>
   Stream.suspend(() => {
-    const { depth = DEFAULT_DEPTH, length = source.capacity, sparse = true } = options
+    const { depth = DEFAULT_DEPTH, length = source.capacity, rewrite, sparse = true } = options
     const limit = Math.min(source.limits.maxTransfer, target.limits.maxTransfer, target.limits.maxWriteZeroes)
     const blockSize = Math.max(source.blockSize, target.blockSize)
     const most = Math.min(DEFAULT_CHUNK_BYTES, limit)
@@ -93,35 +103,61 @@ export const copy = (
     let zeroes = 0
     const progress = (): CopyProgress => ({ copied, zeroes, total: length })
 
-    const one = Effect.fnUntraced(function*({ isHole, length: extentLength, offset }: Extent) {
-      let zeroesHere = 0
+    /** Copies an extent, and answers how much of it is zero. */
+    const put = Effect.fnUntraced(function*({ isHole, length: extentLength, offset }: Extent) {
       if (isHole) {
         yield* target.writeZeroes(offset, extentLength)
-        zeroesHere = extentLength
-      } else {
-        const memory = allocate(offset, extentLength)
-        if (memory instanceof Errno.EINVAL) return yield* memory
-        yield* source.read(offset, [memory])
-        for (const { from, isZero, to } of sparse ? runsOf(memory) : [{ from: 0, to: extentLength, isZero: false }]) {
-          if (isZero) {
-            yield* target.writeZeroes(offset + from, to - from)
-            zeroesHere += to - from
-          } else {
-            yield* target.write(offset + from, [memory.subarray(from, to)])
-          }
+        return extentLength
+      }
+      const memory = allocate(offset, extentLength)
+      if (memory instanceof Errno.EINVAL) return yield* memory
+      yield* source.read(offset, [memory])
+      let zeroesHere = 0
+      for (const { from, isZero, to } of sparse ? runsOf(memory) : [{ from: 0, to: extentLength, isZero: false }]) {
+        if (isZero) {
+          yield* target.writeZeroes(offset + from, to - from)
+          zeroesHere += to - from
+        } else {
+          yield* target.write(offset + from, [memory.subarray(from, to)])
         }
       }
-      // Both at once: others are under way, and tell how far all of it has come.
-      copied += extentLength
-      zeroes += zeroesHere
-      // The end is told after the flush, not before.
-      return copied < length ? [progress()] : []
+      return zeroesHere
     })
+    const putAll = (extents: Stream.Stream<Extent, StoreError>) =>
+      extents.pipe(
+        Stream.mapEffect(
+          (extent) =>
+            Effect.map(put(extent), (zeroesHere) => {
+              // Both at once: others are under way, and tell how far all of it has come.
+              copied += extent.length
+              zeroes += zeroesHere
+              // The end is told after the flush, not before.
+              return copied < length ? [progress()] : []
+            }),
+          { concurrency: depth, unordered: true }
+        ),
+        Stream.flattenIterable
+      )
     const maxHole = Math.max(chunkSize, Math.min(MAX_HOLE_BYTES, target.limits.maxWriteZeroes))
-    return extentsOf(source, { chunkSize, length, maxHole: maxHole - maxHole % chunkSize, holes: sparse }).pipe(
-      Stream.mapEffect(one, { concurrency: depth, unordered: true }),
-      Stream.flattenIterable,
-      Stream.concat(Stream.fromEffect(Effect.map(target.flush, progress)))
+    const extents = extentsOf(source, { chunkSize, length, maxHole: maxHole - maxHole % chunkSize, holes: sparse })
+    if (rewrite === undefined) {
+      return Stream.concat(putAll(extents), Stream.fromEffect(Effect.map(target.flush, progress)))
+    }
+
+    /** Has the target keep what was written since the last flush, if need be by writing it again. */
+    const keep = (written: ReadonlyArray<Extent>) =>
+      Effect.catchTag(target.flush, "EIO", () =>
+        Effect.forEach(written, put, { concurrency: depth, discard: true }).pipe(
+          Effect.andThen(target.flush),
+          Effect.retry({ schedule: rewrite, while: ({ _tag }) => _tag === "EIO" })
+        ))
+    return extents.pipe(
+      Stream.groupAdjacentBy(({ offset }) => Math.floor(offset / FLUSH_BYTES)),
+      Stream.flatMap(([, group]) =>
+        Stream.concat(putAll(Stream.fromIterable(group)), Stream.drain(Stream.fromEffect(keep(group))))
+      ),
+      // Each queue of a device tells of a loss: one more may, though all was written again.
+      Stream.concat(Stream.fromEffect(Effect.map(keep([]), progress)))
     )
   })
 

@@ -5,7 +5,7 @@
  * daemons to qcow2 and back, compared by qemu-img.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Fiber, Stream } from "effect"
+import { Effect, Fiber, Schedule, Stream } from "effect"
 import { execFile } from "node:child_process"
 import { statSync } from "node:fs"
 import { promisify } from "node:util"
@@ -186,6 +186,66 @@ describe("a copy that does not succeed", () => {
 
 const run = (program: string, ...args: ReadonlyArray<string>) =>
   Effect.promise(() => promisify(execFile)(program, args))
+
+describe("a copy onto a target that loses what it had acknowledged", () => {
+  const capacity = 160 * MiB
+  const source = () => {
+    const made = watched({ capacity })
+    for (let at = 0; at < capacity; at += 16 * MiB) made.content.set(pattern(at, MiB, at), at)
+    return made
+  }
+
+  it.live("writes it again since the last flush, and tells of it once", () =>
+    Effect.gen(function*() {
+      const from = source()
+      const to = watched({ capacity })
+      let flushes = 0
+      to.failure = (operation) => {
+        if (operation.name !== "flush") return undefined
+        flushes++
+        // The second and the third of the middle window, and the last of all.
+        if (![2, 3, 6].includes(flushes)) return undefined
+        if (flushes < 5) to.content.fill(0xcc, 64 * MiB, 128 * MiB)
+        return broken(operation)
+      }
+      const progress = yield* Stream.runCollect(
+        copy(from.store, to.store, { rewrite: Schedule.recurs(3), chunkSize: MiB })
+      )
+      expectGrowth(progress, capacity)
+      expectBytes(to.content, from.content)
+      expect(flushes).toBe(7)
+      // 160 chunks, of which 64 twice more.
+      expect(from.count("read")).toBe(160 + 2 * 64)
+    }))
+
+  it.live("fails when the schedule ends, and for another reason at once", () =>
+    Effect.gen(function*() {
+      const to = watched({ capacity })
+      to.failure = (operation) => operation.name === "flush" ? broken(operation) : undefined
+      const options = { rewrite: Schedule.recurs(2), chunkSize: MiB }
+      expect(yield* Effect.flip(Stream.runDrain(copy(source().store, to.store, options)))).toMatchObject({
+        _tag: "EIO"
+      })
+      expect(to.count("flush")).toBe(4)
+      const gone = watched({ capacity })
+      gone.failure = (operation) =>
+        operation.name === "flush" ? new Errno.ENOTCONN({ operation: "flush", detail: "gone" }) : undefined
+      expect(yield* Effect.flip(Stream.runDrain(copy(source().store, gone.store, options)))).toMatchObject({
+        _tag: "ENOTCONN"
+      })
+      expect(gone.count("flush")).toBe(1)
+    }))
+
+  it.live("does as much for nothing", () =>
+    Effect.gen(function*() {
+      const to = watched({ capacity })
+      const progress = yield* Stream.runCollect(
+        copy(source().store, to.store, { length: 0, rewrite: Schedule.recurs(2) })
+      )
+      expect(progress).toStrictEqual([{ copied: 0, zeroes: 0, total: 0 }])
+      expect(to.count("flush")).toBe(1)
+    }))
+})
 
 describe.skipIf(!qsdIsHere)("an image", () => {
   onBackend(
