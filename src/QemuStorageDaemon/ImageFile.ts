@@ -138,6 +138,17 @@ const readHeader = Effect.fnUntraced(function*(path: string) {
 const refused = (path: string) => (error: PlatformError.PlatformError): FileError => {
   const cause: unknown = error.reason.cause
   const errno = cause instanceof Error && "errno" in cause && typeof cause.errno === "number" ? -cause.errno : 0
-  const fields = { operation: "open", path, detail: error.message, cause: error }
+  const fields = { operation: "open", path, detail: whatIs(error), cause: error }
   return Errno.fromNumber(errno, ["ENOENT", "EACCES", "EISDIR", "ENOTDIR", "ELOOP"], fields)
+}
+
+const whatIs = (error: PlatformError.PlatformError): string => {
+  switch (error.reason._tag) {
+    case "NotFound":
+      return "there is no such file"
+    case "PermissionDenied":
+      return "it may not be read"
+    default:
+      return error.message
+  }
 }

@@ -244,8 +244,7 @@ export const serve: (
     for (const object of nodes.objects) yield* execute("object-add", Redacted.value(object))
     const iothread = `${id}-iothread`
     if (options.iothread) yield* execute("object-add", { "qom-type": "iothread", id: iothread })
-    const node = yield* Backing.resolve(nodes.node, execute, name)
-    yield* execute("blockdev-add", { ...node, "node-name": id })
+    yield* Backing.add(nodes.node, id, execute, name)
     yield* execute("block-export-add", {
       "type": "vhost-user-blk",
       id,

@@ -1,5 +1,6 @@
 /**
- * A DEVICE argument: `driver[,property=value…]`, for example `virtio-blk-vhost-user,path=/run/disk.sock,num-queues=4`.
+ * A DEVICE argument: `driver[,property=value…]`, for example `virtio-blk-vhost-user,path=/run/disk.sock,num-queues=4`; or an image
+ * in place of the driver (see `ImageArgument`).
  *
  * A comma inside a value is written twice, as in QEMU's options. `path` and `fd` say how the device is reached; any other
  * property is set in the phase that allows it.
@@ -10,21 +11,32 @@ import type * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import { describe, type DeviceProperties, type Phase, type SetError } from "../Properties/Properties.ts"
 import { PropertyState } from "../Properties/PropertyState.ts"
+import type { Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
 import type { DriverName, Recipe } from "../Transport/Transport.ts"
 import * as VfioPci from "../Transport/VfioPci.ts"
 import * as VhostUser from "../Transport/VhostUser.ts"
 import * as VhostVdpa from "../Transport/VhostVdpa.ts"
 import * as VirtioBlk from "../VirtioBlk.ts"
+import type { ImageError } from "./ImageArgument.ts"
+import * as ImageArgument from "./ImageArgument.ts"
+
+/** How a DEVICE is written. */
+export const FORMS = "driver[,property=value…], image:PATH, nbd:URI, rbd:POOL/IMAGE[@CONF]"
+
+type Settings = ReadonlyArray<readonly [name: string, text: string]>
 
 /** A parsed DEVICE. */
 export interface Device {
-  readonly transport: Recipe
-  readonly settings: ReadonlyArray<readonly [name: string, text: string]>
+  /** Where it is: a socket, a character device, a file, or a URI. */
+  readonly path: string
+  readonly settings: Settings
+  /** Makes the transport, which for some devices depends on what is set. */
+  readonly transport: (settings: Settings) => Effect.Effect<Recipe, ImageError, Requirements>
 }
 
 /** The command line says something that cannot be, whatever the device is. */
 export class UsageError extends Data.TaggedError("UsageError")<{
-  readonly reason: Exclude<SetError, Errno.ENOTTY> | Errno.EBADF
+  readonly reason: Exclude<SetError, Errno.ENOTTY> | Errno.EBADF | ImageError
 }> {}
 
 const wrongUsage = (reason: UsageError["reason"]): UsageError => new UsageError({ reason })
@@ -55,16 +67,21 @@ const drivers: ReadonlyMap<string, MakeTransport> = new Map<DriverName, MakeTran
   ["virtio-blk-vfio-pci", (options) => VfioPci.make({ path: "", ...Object.fromEntries(options) })]
 ])
 
+const driverArgument = (name: string) => {
+  const transport = drivers.get(name)
+  return transport === undefined ? undefined : { options: TRANSPORT_PROPERTIES, transport }
+}
+
 /** Reads a DEVICE, and checks all of it that can be checked without the device. */
-export const parse = (text: string): Effect.Effect<Device, UsageError> =>
+export const parse = (text: string): Effect.Effect<Device, UsageError, Requirements> =>
   read(text).pipe(
-    Effect.tap(({ settings, transport }) =>
-      Effect.forEach(
-        settings,
-        ([name, value]) => new PropertyState(transport, phaseOf(name)).in("created").setString(name, value),
-        { discard: true }
-      )
-    ),
+    Effect.flatMap(Effect.fnUntraced(function*({ settings, transport }) {
+      const recipe = yield* transport(settings)
+      for (const [name, value] of settings) {
+        yield* new PropertyState(recipe, phaseOf(name)).in("created").setString(name, value)
+      }
+      return { path: recipe.path, settings, transport }
+    })),
     Effect.mapError(wrongUsage)
   )
 
@@ -76,13 +93,16 @@ const phaseOf = (name: string): Phase =>
 const split = (text: string): ReadonlyArray<string> =>
   text.replaceAll(",,", "\0").split(",").map((part) => part.replaceAll("\0", ","))
 
-const read = (text: string): Effect.Effect<Device, Errno.ENOENT | Errno.EINVAL> =>
-  Effect.suspend((): Effect.Effect<Device, Errno.ENOENT | Errno.EINVAL> => {
-    const [driver = "", ...assignments] = split(text)
-    const makeTransport = drivers.get(driver)
-    if (makeTransport === undefined) {
-      const detail = `there is no driver ${JSON.stringify(driver)}; there is ${[...drivers.keys()].join(", ")}`
-      return new Errno.ENOENT({ operation: "device", detail })
+const read = (text: string): Effect.Effect<Omit<Device, "path">, Errno.ENOENT | Errno.EINVAL> =>
+  Effect.suspend((): Effect.Effect<Omit<Device, "path">, Errno.ENOENT | Errno.EINVAL> => {
+    const [first = "", ...assignments] = split(text)
+    const argument = ImageArgument.read(first) ?? driverArgument(first)
+    if (argument === undefined) {
+      const known = [...drivers.keys(), "image:PATH", "nbd:URI", "rbd:POOL/IMAGE[@CONF]"].join(", ")
+      return new Errno.ENOENT({
+        operation: "device",
+        detail: `there is no driver ${JSON.stringify(first)}; there is ${known}`
+      })
     }
     const options = new Map<string, string>()
     const settings: Array<readonly [string, string]> = []
@@ -92,24 +112,36 @@ const read = (text: string): Effect.Effect<Device, Errno.ENOENT | Errno.EINVAL> 
         const detail = `${JSON.stringify(assignment)} must be property=value`
         return new Errno.EINVAL({ operation: "device", detail })
       }
-      if (TRANSPORT_PROPERTIES.includes(name)) options.set(name, value)
+      if (argument.options.includes(name)) options.set(name, value)
       else settings.push([name, value])
     }
-    return Effect.map(makeTransport(options), (transport) => ({ transport, settings }))
+    return Effect.succeed({
+      settings,
+      transport: (set) => argument.transport(options, new Map(set))
+    })
   })
 
 /** Connects a DEVICE, with the properties that its text sets. */
 export const connect = (
-  { settings, transport }: Device
-): Effect.Effect<VirtioBlk.ConnectedDevice, VirtioBlk.ConnectDeviceError | UsageError, Scope.Scope> =>
+  { settings: given, transport }: Device
+): Effect.Effect<
+  VirtioBlk.ConnectedDevice,
+  VirtioBlk.ConnectDeviceError | UsageError,
+  Scope.Scope | Requirements
+> =>
   Effect.gen(function*() {
+    const recipe = yield* Effect.mapError(transport(given), wrongUsage)
+    // What cannot be written is read; what the user sets comes later, and counts.
+    const settings: Settings = "readOnly" in recipe && recipe.readOnly === true
+      ? [["read-only", "true"], ...given]
+      : given
     const apply = (properties: Pick<DeviceProperties<Phase>, "setString">, phase: Phase) =>
       Effect.forEach(
         settings.filter(([name]) => phaseOf(name) === phase),
         ([name, text]) => properties.setString(name, text),
         { discard: true }
       ).pipe(Effect.mapError(wrongUsage))
-    const created = VirtioBlk.create(transport)
+    const created = VirtioBlk.create(recipe)
     yield* apply(created.properties, "created")
     const connected = yield* created.connect
     yield* apply(connected.properties, "connected")

@@ -1,6 +1,5 @@
 /**
- * A STORE argument, opened as a block store until the Scope closes: a DEVICE (`driver[,property=value…]`), `file:PATH`,
- * `memory:SIZE` (zeroes at first), or `overlay:PATH` (a file that is never written to: what is written stays in memory).
+ * A STORE argument, opened as a block store until the Scope closes: a DEVICE (see `Device`), `file:PATH`, `memory:SIZE` (zeroes at first), or `overlay:PATH` (a file that is never written to: what is written stays in memory).
  *
  * What is only read is opened read-only, so that a read-only export serves. A file that is a target is made, or grown, to
  * the size that is needed; a longer one keeps its size. What lies in memory is lost at the end, and so is no target.
@@ -13,6 +12,7 @@ import { Argument } from "effect/cli"
 import { fromStarted } from "../BlockDevice.ts"
 import * as BlockStore from "../BlockStore/BlockStore.ts"
 import * as Errno from "../Errno.ts"
+import type { Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
 import type * as VirtioBlk from "../VirtioBlk.ts"
 import * as Device from "./Device.ts"
 import { parseBytes } from "./format.ts"
@@ -46,15 +46,15 @@ const SECTOR_BYTES = 512
 /** The argument of a command that reads, or serves. */
 export const argument = (name: string): Argument.Argument<string> =>
   Argument.String(name).pipe(
-    Argument.withDescription("driver[,property=value…], file:PATH, memory:SIZE or overlay:PATH")
+    Argument.withDescription(`${Device.FORMS}, file:PATH, memory:SIZE or overlay:PATH`)
   )
 
 /** The argument of a command that writes what is to stay. */
 export const target = (name: string): Argument.Argument<string> =>
-  Argument.String(name).pipe(Argument.withDescription("driver[,property=value…] or file:PATH"))
+  Argument.String(name).pipe(Argument.withDescription(`${Device.FORMS} or file:PATH`))
 
 /** Reads a STORE, and checks all of it that can be checked without opening it. */
-export const parse = (text: string): Effect.Effect<Store, Device.UsageError> => {
+export const parse = (text: string): Effect.Effect<Store, Device.UsageError, Requirements> => {
   const { rest = "", scheme } = SCHEME.exec(text)?.groups ?? {}
   switch (scheme) {
     case "file":
@@ -75,9 +75,9 @@ export const parse = (text: string): Effect.Effect<Store, Device.UsageError> => 
   }
 }
 
-const parseDevice = (text: string): Effect.Effect<Store, Device.UsageError> =>
+const parseDevice = (text: string): Effect.Effect<Store, Device.UsageError, Requirements> =>
   Device.parse(text).pipe(
-    Effect.map((device): Store => ({ _tag: "device", text, path: device.transport.path, device })),
+    Effect.map((device): Store => ({ _tag: "device", text, path: device.path, device })),
     Effect.mapError((error) => {
       const { detail, operation } = error.reason
       return error.reason._tag === "ENOENT" && operation === "device"
@@ -89,8 +89,8 @@ const parseDevice = (text: string): Effect.Effect<Store, Device.UsageError> =>
 const wrongUsage = (detail: string) =>
   new Device.UsageError({ reason: new Errno.EINVAL({ operation: "store", detail }) })
 
-/** What opening needs: the Scope that closes it, and files. */
-type Needs = Scope.Scope | FileSystem.FileSystem
+/** What opening needs: the Scope that closes it, files, and programs. */
+type Needs = Scope.Scope | Requirements
 
 /** Opens a store to read from it. */
 export const openSource = (store: Store): Effect.Effect<BlockStore.BlockStore, OpenError, Needs> => {

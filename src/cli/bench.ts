@@ -88,7 +88,7 @@ const describeFigures = (figures: Figures): string =>
 export const bench = Command.make(
   "bench",
   {
-    device: Argument.String("DEVICE").pipe(Argument.withDescription("driver[,property=value…]")),
+    device: Argument.String("DEVICE").pipe(Argument.withDescription(Device.FORMS)),
     readwrite: Flag.Literals("readwrite", ["read", "write", "randread", "randwrite", "randrw"]).pipe(
       Flag.withDefault("randread"),
       Flag.withDescription("Sequential or random, reads or writes; randrw is half of each")

@@ -8,6 +8,7 @@
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Command, Flag } from "effect/cli"
 import * as BlockStore from "../BlockStore/BlockStore.ts"
@@ -21,6 +22,9 @@ import { formatBytes } from "./format.ts"
 const MS_PER_S = 1000
 
 const refuse = (detail: string) => new UsageError({ reason: new Errno.EINVAL({ operation: "copy", detail }) })
+
+/** A device that comes back may have lost what it had acknowledged: what is flushed next is written again, so often. */
+const rewrite = Schedule.recurs(10)
 
 /** The command. */
 export const copy = Command.make(
@@ -51,7 +55,9 @@ export const copy = Command.make(
     let { copied, zeroes } = { copied: 0, zeroes: 0 }
     const incomplete = () => `${to.text} is incomplete, ${copied} of ${total} bytes are there`
     // A disk of no bytes is copied by doing nothing.
-    const progress = total === 0 ? Stream.empty : BlockStore.copy(source, target, { chunkSize: blocksize, depth })
+    const progress = total === 0
+      ? Stream.empty
+      : BlockStore.copy(source, target, { chunkSize: blocksize, depth, ...(to._tag === "device" ? { rewrite } : {}) })
     yield* progress.pipe(
       Stream.runForEach((now) =>
         Effect.sync(() => {

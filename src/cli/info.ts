@@ -11,7 +11,7 @@ import * as Device from "./Device.ts"
 export const info = Command.make(
   "info",
   {
-    device: Argument.String("DEVICE").pipe(Argument.withDescription("driver[,property=value…]")),
+    device: Argument.String("DEVICE").pipe(Argument.withDescription(Device.FORMS)),
     json: Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("One JSON object, keyed by property"))
   },
   Effect.fnUntraced(function*({ device, json }) {

@@ -43,6 +43,7 @@ const HELP = `Serve a disk over a vhost-user socket, until SIGINT or SIGTERM.
 
   STORE is
     driver[,property=value…]  what another backend serves
+    image:PATH                an image of any format, by qemu-storage-daemon; nbd:URI and rbd:POOL/IMAGE[@CONF], too
     file:PATH                 a file or a block device
     memory:SIZE               zeroes at first, lost at the end; SIZE is 4096, 64M or 1G, for example
     overlay:PATH              a file that stays as it is: what is written is lost at the end
