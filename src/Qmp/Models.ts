@@ -95,6 +95,8 @@ export const BlockNode = struct({
   drv: Schema.String,
   /** Whether it is read-only. */
   ro: Schema.Boolean,
+  /** The file of the node below it in its chain, if there is one. */
+  backing_file: Schema.optionalKey(Schema.String),
   image: struct({
     filename: Schema.String,
     format: Schema.String,
