@@ -10,7 +10,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Config, Console, Effect, FileSystem, Path, Stream } from "effect"
-import { VhostUser, VirtioBlk } from "effect-blkio"
+import { Errno, VhostUser, VirtioBlk } from "effect-blkio"
 import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
 import type * as Qmp from "effect-blkio/Qmp"
 
@@ -76,9 +76,11 @@ const program = Effect.gen(function*() {
   const found = bitmaps.find(({ name }) => name === bitmap)
   // A bitmap is inconsistent after a crash.
   if ((found !== undefined) !== (count > 0) || found?.inconsistent === true || names.includes("unfinished")) {
-    return yield* Effect.fail(
-      new Error(`${image} does not know what was written since ${folder}: begin a new one, and remove the bitmap`)
-    )
+    return yield* new Errno.EINVAL({
+      operation: "back up",
+      path: image,
+      detail: `it does not know what was written since ${folder}: begin a new one, and remove the bitmap`
+    })
   }
 
   const disk = yield* Effect.flatMap(VhostUser.make({ path: socketPath }), (transport) => VirtioBlk.make(transport))

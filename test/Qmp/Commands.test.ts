@@ -4,6 +4,7 @@
  */
 import { describe, expect } from "@effect/vitest"
 import { Cause, Effect, Fiber, Redacted, type Schema, Stream, Tracer } from "effect"
+import { readFileSync } from "node:fs"
 import { inspect } from "node:util"
 import { commands } from "../../src/Qmp/Commands.ts"
 import * as Qmp from "../../src/Qmp/Qmp.ts"
@@ -88,10 +89,15 @@ describe("commands", () => {
       ])
     }))
 
-  live("each is a method", () =>
+  live("each is a method, and docs/qmp.md names it", () =>
     Effect.gen(function*() {
       const { qmp } = yield* recorded()
-      expect(Object.keys(qmp)).toStrictEqual(expect.arrayContaining(Object.keys(commands)))
+      const page = readFileSync(new URL("../../docs/qmp.md", import.meta.url), "utf8")
+      const methods = [...Object.keys(commands), "blockResize"].toSorted()
+      expect(Object.keys(qmp)).toStrictEqual(expect.arrayContaining(methods))
+      const rows = [...page.matchAll(/^\| [\w, ]+ \| (`.*) \|$/gmu)].map(([, names]) => names).join("")
+      const named = [...rows.matchAll(/`(\w+)`/gu)].map(([, name = ""]) => name)
+      expect(named.toSorted()).toStrictEqual(methods)
     }))
 
   live("what is returned is decoded, and what nobody knows is left out", () =>
