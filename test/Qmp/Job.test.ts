@@ -111,6 +111,21 @@ describe("a job", () => {
       expect(progress.map(({ status }) => status)).toStrictEqual(["running", "concluded"])
     }))
 
+  live("ends, though more events tell of it than are kept for who reads them", () =>
+    Effect.gen(function*() {
+      const flood = happened("JOB_STATUS_CHANGE", { id: "j", status: "running" }).repeat(3 * Qmp.eventBacklog)
+      const { path } = yield* jobMonitor({
+        states: [["running", 0], ["running", 1], ["running", 2], ["concluded", 9]],
+        unless: ({ execute }, connection) => {
+          if (execute === "query-jobs") connection.write(flood)
+          return undefined
+        }
+      })
+      const qmp = yield* Qmp.make({ path })
+      const progress = yield* Stream.runCollect(qmp.blockdevMirror(mirror, quick))
+      expect(progress.map(({ currentProgress }) => currentProgress)).toStrictEqual([0, 1, 2, 9])
+    }))
+
   live("has an id of its own each time it is run", () =>
     Effect.gen(function*() {
       const { path, sent } = yield* jobMonitor({ states: [["running", 0], ["concluded", 9]] })
@@ -223,6 +238,20 @@ describe("a job", () => {
       const qmp = yield* Qmp.make({ path, timeLimit: "500 millis" }).pipe(Scope.provide(scope))
       yield* Stream.runDrain(Stream.take(qmp.blockdevMirror(mirror, quick), 1)).pipe(Effect.timeout("30 seconds"))
       yield* Scope.close(scope, Exit.void)
+    }))
+
+  live("whose monitor falls silent is ETIMEDOUT, in bounded time", () =>
+    Effect.gen(function*() {
+      const { path, sent } = yield* jobMonitor({
+        states: [["running", 1]],
+        unless: ({ execute }) => execute === "blockdev-mirror" ? undefined : ""
+      })
+      const qmp = yield* Qmp.make({ path, timeLimit: "300 millis" })
+      expect(yield* Effect.flip(Stream.runDrain(qmp.blockdevMirror(mirror, quick)))).toMatchObject({
+        _tag: "ETIMEDOUT",
+        operation: "query-jobs"
+      })
+      expect(sent).toStrictEqual(["blockdev-mirror j", "job-cancel j"])
     }))
 
   live("that is ready is completed once", () =>

@@ -194,6 +194,34 @@ describe.skipIf(!qsdIsHere)("QMP jobs", () => {
       expect(yield* identical(path, filename)).toBe(true)
     }))
 
+  onBackend("an incremental backup that failed has emptied nothing, and is run again", () =>
+    Effect.gen(function*() {
+      const { addTarget, qmp, socketPath } = yield* fullDisk()
+      const filename = yield* addTarget("rest")
+      yield* qmp.blockDirtyBitmapAdd({ node: "disk0", name: "day", granularity: 64 * KiB, persistent: true })
+      const dirty = qmp.queryNamedBlockNodes({ flat: true }).pipe(
+        Effect.map((nodes) => nodes.find(({ nodeName }) => nodeName === "disk0")?.dirtyBitmaps?.[0]?.count)
+      )
+      const disk = yield* open(socketPath)
+      yield* disk.writeBytes(2 * MiB, new Uint8Array(MiB).fill(3))
+      expect(yield* dirty).toBe(MiB)
+      yield* qmp.blockdevAdd({
+        "node-name": "moody",
+        "driver": "blkdebug",
+        "image": "rest",
+        "inject-error": [{ "event": "none", "iotype": "write", "errno": 28, "sector": 4096, "once": true }]
+      })
+      const backup = qmp.blockdevBackup({ device: "disk0", target: "moody", sync: "incremental", bitmap: "day" })
+      expect(yield* Effect.flip(Stream.runDrain(backup))).toMatchObject({ _tag: "JobError" })
+      expect(yield* dirty).toBe(MiB)
+      const again = yield* Stream.runCollect(backup)
+      expect(again.at(-1)).toMatchObject({ status: "concluded", currentProgress: MiB })
+      expect(yield* dirty).toBe(0)
+      yield* qmp.blockdevDel({ nodeName: "moody" })
+      yield* qmp.blockdevDel({ nodeName: "rest" })
+      yield* DiskImage.qemuIo(filename, "qcow2", ["read -P 0 0 2M", "read -P 3 2M 1M", "read -P 0 3M 1M"])
+    }))
+
   onBackend("a job that is interrupted is gone, and its nodes are free", () =>
     Effect.gen(function*() {
       const { addTarget, qmp } = yield* fullDisk()
