@@ -75,6 +75,38 @@ describe.skipIf(!qsdIsHere)("examples that start qemu-storage-daemon", () => {
       expect(stdout).toBe(`${createHash("sha256").update(raw).digest("hex")}  ${8 * MiB} bytes\n`)
       expect(exit).toBe(0)
     }))
+
+  onBackend("11_incremental_backup", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
+      const image = yield* imagePath("disk.qcow2")
+      const folder = `${image}.backups`
+      yield* DiskImage.createQcow2(image, 16 * MiB)
+      yield* DiskImage.qemuIo(image, "qcow2", ["write -P 0x5a 4M 4M"])
+      const bytesCopied: Array<number> = []
+      for (const [index, written] of [undefined, "write -P 0x77 5M 1M", "write -P 0x88 0 192K"].entries()) {
+        // By another program: what honours the bitmap of the image is in the next backup.
+        if (written !== undefined) yield* DiskImage.qemuIo(image, "qcow2", [written])
+        const { exit, stderr, stdout } = yield* run("11_incremental_backup.ts", image, folder)
+        expect([exit, stderr]).toStrictEqual([0, ""])
+        expect(stdout).toContain(`${index}.qcow2 is the disk as it was\n`)
+        const [, bytes] = /^backup concluded: (\d+) of \1 bytes$/mu.exec(stdout) ?? []
+        bytesCopied.push(Number(bytes))
+        yield* fs.copyFile(image, `${image}.${index}`)
+      }
+      // The last of them: three blocks of qemu-io's, of which the program has written one again.
+      expect(bytesCopied).toStrictEqual([16 * MiB, MiB + 65_536, 192 * 1024])
+      for (const index of [0, 1, 2]) {
+        const tool = (...args: ReadonlyArray<string>) => spawner.exitCode(ChildProcess.make("qemu-img", args))
+        expect(yield* tool("compare", `${image}.${index}`, `${folder}/${index}.qcow2`)).toBe(0)
+        expect(yield* tool("check", "-q", `${folder}/${index}.qcow2`)).toBe(0)
+      }
+      expect((yield* fs.readDirectory(folder)).toSorted()).toStrictEqual(["0.qcow2", "1.qcow2", "2.qcow2"])
+      const elsewhere = yield* run("11_incremental_backup.ts", image, `${image}.elsewhere`)
+      expect(elsewhere.exit).toBe(1)
+      expect(elsewhere.stdout + elsewhere.stderr).toContain("does not know what was written since")
+    }))
 })
 
 /** A web server of one file, which notes the ranges it is asked for; answers with its port. */
@@ -261,6 +293,6 @@ describe("examples that serve a disk themselves", () => {
 
 describe("examples", () => {
   it("every example has its test", () => {
-    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(11)
+    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(12)
   })
 })

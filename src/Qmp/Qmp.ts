@@ -10,151 +10,54 @@
  * it fails the command that waits, every later one, and the event streams. An answer that comes after its command
  * timed out or was interrupted is dropped. The connection closes with the Scope it was made in.
  *
+ * Commands of a storage daemon are methods with Schemas of their arguments and results; every other one is run by
+ * `execute`. Those that start a job are Streams of its progress.
+ *
  * @since 0.1.0
  */
-import * as NodeSocket from "@effect/platform-node/NodeSocket"
-import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as PubSub from "effect/PubSub"
-import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
-import type * as Take from "effect/Take"
-import * as Socket from "effect/socket/Socket"
-import { EIO, ENAMETOOLONG, ENOTCONN, EPROTO, ETIMEDOUT, fromNumber } from "../Errno.ts"
-import type { EACCES, ECONNREFUSED, ENOENT } from "../Errno.ts"
+import { EINVAL, EPROTO } from "../Errno.ts"
+import type { Command, JobArgs, JobCommand } from "./Command.ts"
+import { blockResize, type Calls, commands } from "./Commands.ts"
+import * as Connection from "./Connection.ts"
+import * as Job from "./Job.ts"
+import { eventData, type KnownEvent, type KnownEventName } from "./KnownEvent.ts"
+import type { CommandError, ConnectError, ConnectionError, JobError } from "./QmpError.ts"
 
-/**
- * How long the greeting and each answer may take, unless `timeLimit` says otherwise.
- *
- * @category constants
- * @since 0.1.0
- */
-export const defaultTimeLimit: Duration.Duration = Duration.seconds(10)
-
-/**
- * The longest line accepted, in characters. The longest answer known, that of `query-qmp-schema`, has a few hundred
- * thousand.
- *
- * @category constants
- * @since 0.1.0
- */
-export const lineLimit: number = 16 * 1024 * 1024
-
-/**
- * How many batches of events are kept for a subscriber that does not keep up; then the oldest are dropped.
- *
- * @category constants
- * @since 0.1.0
- */
-export const eventBacklog: number = 1024
-
-/**
- * The longest path of a unix socket, in bytes: `sockaddr_un` has room for 107 and a NUL (unix(7)).
- *
- * @category constants
- * @since 0.1.0
- */
-export const socketPathLimit: number = 107
-
-/**
- * The monitor refused a command.
- *
- * @category errors
- * @since 0.1.0
- */
-export class QmpError extends Schema.TaggedError<QmpError>()("QmpError", {
-  /** The command refused: `block_resize`. */
-  command: Schema.String,
-  /** QEMU's class of the error: `GenericError`, `CommandNotFound`, `DeviceNotFound`, … */
-  class: Schema.String,
-  /** QEMU's own words. */
-  desc: Schema.String
-}) {
-  override get message(): string {
-    return `${this.command}: ${this.desc} (${this.class})`
-  }
-}
-
-/**
- * How a connection can end: the daemon closed it or is gone (ENOTCONN), or it sent what is not QMP (EPROTO).
- *
- * @category errors
- * @since 0.1.0
- */
-export type ConnectionError = ENOTCONN | EPROTO
-
-/**
- * How a command can fail: refused (QmpError), not answered in time (ETIMEDOUT), or the connection ended.
- *
- * @category errors
- * @since 0.1.0
- */
-export type CommandError = QmpError | ETIMEDOUT | ConnectionError
-
-/**
- * How connecting can fail.
- *
- * @category errors
- * @since 0.1.0
- */
-export type ConnectError = ENOENT | ECONNREFUSED | EACCES | ENAMETOOLONG | EIO | ETIMEDOUT | ConnectionError
-
-const Event = Schema.Struct({
-  event: Schema.String,
-  data: Schema.Record(Schema.String, Schema.Unknown).pipe(Schema.withDecodingDefaultKey(Effect.succeed({}))),
-  timestamp: Schema.Struct({ seconds: Schema.Int, microseconds: Schema.Int })
-})
-
-/**
- * Something that happened in the daemon: its name, its particulars, and when.
- *
- * @category models
- * @since 0.1.0
- */
-export type Event = typeof Event.Type
-
-/**
- * An export as the daemon tells of it.
- *
- * @category models
- * @since 0.1.0
- */
-export const BlockExport = Schema.Struct({
-  id: Schema.String,
-  type: Schema.String,
-  nodeName: Schema.String,
-  shuttingDown: Schema.Boolean
-}).pipe(Schema.encodeKeys({ nodeName: "node-name", shuttingDown: "shutting-down" }))
-
-/**
- * An export as the daemon tells of it.
- *
- * @category models
- * @since 0.1.0
- */
-export type BlockExport = typeof BlockExport.Type
+export type { Call, Command, JobArgs, JobCommand } from "./Command.ts"
+export type { Calls } from "./Commands.ts"
+export { defaultTimeLimit, type Event, eventBacklog, lineLimit, type Options, socketPathLimit } from "./Connection.ts"
+export { Job, type JobOptions, JobStatus } from "./Job.ts"
+export type { KnownEvent, KnownEventName } from "./KnownEvent.ts"
+export { BlockExport, BlockNode, DirtyBitmap, Snapshot } from "./Models.ts"
+export { type CommandError, type ConnectError, type ConnectionError, JobError, QmpError } from "./QmpError.ts"
+export type { Struct } from "./Struct.ts"
 
 /**
  * A connection to a monitor, ready for commands.
  *
+ * A method runs the command of its name: `blockdevAdd` is `blockdev-add`. Commands run one after another, in the order of
+ * the calls.
+ *
  * @category models
  * @since 0.1.0
  */
-export interface Qmp {
+export interface Qmp extends Calls {
   /** QEMU's version, as in `7.2.22`. */
   readonly version: string
-  /** Runs a command and gives what it returned, undecoded. Commands run one after another, in the order of the calls. */
+  /** Runs any command and gives what it returned, undecoded. */
   readonly execute: (command: string, args?: Schema.JsonObject) => Effect.Effect<unknown, CommandError>
   /**
    * What happens from the moment the stream is run. It ends when the connection is closed with its Scope, and fails
-   * when the connection ends otherwise.
+   * when the connection ends otherwise. A subscriber that does not keep up misses the oldest: see {@link eventBacklog}.
    */
-  readonly events: Stream.Stream<Event, ConnectionError>
+  readonly events: Stream.Stream<Connection.Event, ConnectionError>
+  /** As `events`, those of one name, decoded; it fails with EPROTO at one that is not as QEMU describes it. */
+  readonly on: <Name extends KnownEventName>(name: Name) => Stream.Stream<KnownEvent<Name>, ConnectionError>
   /**
    * Gives a block node another size, in bytes.
    *
@@ -162,203 +65,139 @@ export interface Qmp {
    * that of 7.2 tells nobody and goes on serving the old size.
    */
   readonly blockResize: (nodeName: string, bytes: number) => Effect.Effect<void, CommandError>
-  /** Lists the exports. */
-  readonly queryBlockExports: Effect.Effect<ReadonlyArray<BlockExport>, CommandError>
-}
-
-/**
- * Where the monitor is, and how patient to be with it.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Options {
-  /** The monitor's unix socket. */
-  readonly path: string
-  /** How long the greeting and each answer may take. Default: 10 s. */
-  readonly timeLimit?: Duration.Input | undefined
+  /**
+   * Runs a job that `start` starts under this id, by `transaction` or `execute`; or, where `start` does nothing, one that
+   * runs already. The methods that start a job do this themselves.
+   *
+   * Running the Stream starts the job. It has an element whenever the job got further, the last when the job has concluded,
+   * which is then dismissed. It fails with JobError, which says why, when the job did not do what it was to do; and
+   * when the connection ends. Whoever stops it before its end, by interruption or by taking no more, cancels the
+   * job and waits until that is done, `timeLimit` at most.
+   */
+  readonly job: <E, R>(
+    id: string,
+    start: Effect.Effect<unknown, E, R>,
+    options?: Job.JobOptions
+  ) => Stream.Stream<Job.Job, E | JobError | CommandError, R>
 }
 
 /**
  * Connects to a monitor and leaves negotiation behind. The connection is the Scope's; if connecting fails, nothing of
  * it is left.
  *
+ * @example
+ * ```ts
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { Effect, Stream } from "effect"
+ * import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
+ *
+ * const program = Effect.gen(function*() {
+ *   // The daemon brings its client along, made with the path of its monitor.
+ *   const { qmp } = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: 2 ** 20 } }] })
+ *   yield* qmp.blockdevAdd({ "node-name": "copy", driver: "null-co", size: 2 ** 20 })
+ *   yield* qmp.blockdevBackup({ device: "disk0", target: "copy", sync: "full" }).pipe(
+ *     Stream.filter(({ status }) => status === "concluded"),
+ *     Stream.runForEach(({ currentProgress, type }) => Effect.sync(() => {
+ *       console.log(type, currentProgress) // => "backup" 1048576
+ *     }))
+ *   )
+ *   const refused = yield* Effect.flip(qmp.blockdevDel({ nodeName: "disk0" }))
+ *   console.log(refused.message) // => "blockdev-del: Node disk0 is in use (GenericError)"
+ * })
+ *
+ * await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(NodeServices.layer)))
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
-export const make: (options: Options) => Effect.Effect<Qmp, ConnectError, Scope.Scope> = Effect.fnUntraced(
+export const make: (options: Connection.Options) => Effect.Effect<Qmp, ConnectError, Scope.Scope> = Effect.fnUntraced(
   function*(options) {
     const scope = yield* Scope.fork(yield* Effect.scope)
-    return yield* connect(options).pipe(
+    const connection = yield* Connection.make(options).pipe(
       Scope.provide(scope),
       Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
     )
+    return client(connection, options)
   }
 )
 
-const Identifier = Schema.optionalKey(Schema.Unknown)
+const client = (
+  connection: Connection.Connection,
+  { path, timeLimit = Connection.defaultTimeLimit }: Connection.Options
+): Qmp => {
+  const send = (name: string, args: unknown) =>
+    Effect.try({
+      try: () => JSON.stringify(args),
+      catch: (cause) => new EINVAL({ operation: name, detail: "arguments that are no JSON", cause })
+    }).pipe(Effect.flatMap((text) => connection.send(name, text)))
 
-const Message = Schema.Union([
-  Schema.Struct({
-    QMP: Schema.Struct({
-      version: Schema.Struct({
-        qemu: Schema.Struct({ major: Schema.Natural, minor: Schema.Natural, micro: Schema.Natural })
-      })
-    })
-  }),
-  Schema.Struct({ return: Schema.Unknown, id: Identifier }),
-  Schema.Struct({ error: Schema.Struct({ class: Schema.String, desc: Schema.String }), id: Identifier }),
-  Event
-])
-
-const decodeMessage = Schema.decodeUnknownResult(Schema.fromJsonString(Message))
-const decodeBlockExports = Schema.decodeUnknownEffect(Schema.Array(BlockExport))
-
-/** The command that waits for its answer. */
-interface Pending {
-  readonly id: string
-  readonly command: string
-  readonly reply: Deferred.Deferred<unknown, QmpError | ConnectionError>
-}
-
-const connect = Effect.fnUntraced(function*(
-  options: Options
-): Effect.fn.Return<Qmp, ConnectError, Scope.Scope> {
-  const { path } = options
-  if (Buffer.byteLength(path) > socketPathLimit) {
-    return yield* new ENAMETOOLONG({
-      operation: "connect",
-      path,
-      detail: `a socket's path has at most ${socketPathLimit} bytes`
-    })
-  }
-  const timeLimit = Duration.fromInputUnsafe(options.timeLimit ?? defaultTimeLimit)
-  const inTime = (operation: string) =>
-    Effect.timeoutOrElse({
-      duration: timeLimit,
-      orElse: () =>
-        Effect.fail(new ETIMEDOUT({ operation, path, detail: `no answer within ${Duration.format(timeLimit)}` }))
-    })
-
-  const events = yield* PubSub.sliding<Take.Take<Event, ConnectionError>>(eventBacklog)
-  const greeting = Deferred.makeUnsafe<string, ConnectionError>()
-  let ended: ConnectionError | undefined
-  let pending: Pending | undefined
-
-  const end = (error: ConnectionError, lastOfEvents: Exit.Exit<void, ConnectionError> = Exit.fail(error)) => {
-    if (ended !== undefined) return
-    ended = error
-    Deferred.doneUnsafe(greeting, Exit.fail(error))
-    if (pending !== undefined) Deferred.doneUnsafe(pending.reply, Exit.fail(error))
-    PubSub.publishUnsafe(events, lastOfEvents)
-  }
-
-  const receive = (message: typeof Message.Type) => {
-    if ("QMP" in message) {
-      const { major, micro, minor } = message.QMP.version.qemu
-      Deferred.doneUnsafe(greeting, Exit.succeed(`${major}.${minor}.${micro}`))
-    } else if ("event" in message) {
-      PubSub.publishUnsafe(events, [message])
-    } else if (pending !== undefined && "return" in message && message.id === pending.id) {
-      Deferred.doneUnsafe(pending.reply, Exit.succeed(message.return))
-    } else if (
-      // An error without an id answers a command that QEMU could not even parse: the one that waits.
-      pending !== undefined && "error" in message && (message.id === pending.id || message.id === undefined)
-    ) {
-      const { command, reply } = pending
-      Deferred.doneUnsafe(reply, Exit.fail(new QmpError({ command, ...message.error })))
-    }
-  }
-
-  let rest = ""
-  /** Takes in the lines that are complete, and gives the error that ends the connection, if there is one. */
-  const receiveText = (text: string): EPROTO | undefined => {
-    const lines = text.split("\n")
-    lines[0] = rest + lines[0]
-    rest = lines.pop() ?? ""
-    for (const line of lines) {
-      const message = decodeMessage(line)
-      if (Result.isFailure(message)) {
-        return new EPROTO({ operation: "qmp", path, detail: "not a message of QMP", cause: message.failure })
-      }
-      receive(message.success)
-    }
-    return rest.length <= lineLimit
-      ? undefined
-      : new EPROTO({ operation: "qmp", path, detail: `a line longer than ${lineLimit} characters` })
-  }
-
-  const socket = yield* NodeSocket.makeNet({ path })
-  const pull = yield* Socket.readerString(socket).pipe(
-    Effect.mapError((error) => connectError(path, error)),
-    inTime("connect")
-  )
-  const writer = yield* socket.writer
-  const lost = (error: Socket.SocketError) =>
-    new ENOTCONN({ operation: "qmp", path, detail: "the daemon closed the connection, or is gone", cause: error })
-  yield* pull.pipe(
-    Effect.mapError(lost),
-    Effect.flatMap((texts) => receiveText(texts.join("")) ?? Effect.void),
-    Effect.forever,
-    Effect.catch((error) => Effect.sync(() => end(error))),
-    Effect.forkScoped({ startImmediately: true })
-  )
-  yield* Effect.addFinalizer(() =>
-    Effect.sync(() =>
-      end(new ENOTCONN({ operation: "qmp", path, detail: "the connection closed with its scope" }), Exit.void)
+  /** Sends a command. What is wrong with its arguments is told by fields and types, never by a value: it may be a secret. */
+  const sendEncoded = (name: string, schema: Schema.Codec<unknown, unknown>, args: unknown) =>
+    Schema.encodeEffect(schema)(args).pipe(
+      Effect.mapError((error) => new EINVAL({ operation: name, detail: error.message, cause: error })),
+      Effect.flatMap((encoded) => send(name, encoded))
     )
-  )
 
-  const oneAtATime = Semaphore.makeUnsafe(1)
-  let lastId = 0
-  const execute: Qmp["execute"] = (command, args) =>
-    oneAtATime.withPermit(Effect.suspend(() => {
-      if (ended !== undefined) return Effect.fail(ended)
-      const id = String(++lastId)
-      const reply = Deferred.makeUnsafe<unknown, QmpError | ConnectionError>()
-      pending = { id, command, reply }
-      return writer.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`).pipe(
-        Effect.mapError(lost),
-        Effect.andThen(Effect.never),
-        Effect.raceFirst(Deferred.await(reply)),
-        inTime(command),
-        Effect.ensuring(Effect.sync(() => {
-          pending = undefined
-        }))
+  const decode = <Value>(name: string, schema: Schema.Codec<Value, unknown>, value: unknown) =>
+    Effect.mapError(
+      Schema.decodeUnknownEffect(schema)(value),
+      (error) => new EPROTO({ operation: name, path, detail: error.message, cause: error })
+    )
+
+  const call = <Args, Returned>({ args: schema, name, returns }: Command<Args, Returned>, args: Args) =>
+    Effect.flatMap(sendEncoded(name, schema, args), (value) => decode(name, returns, value))
+
+  const on: Qmp["on"] = <Name extends KnownEventName>(name: Name) =>
+    connection.events.pipe(
+      Stream.filter(({ event }) => event === name),
+      Stream.mapEffect(({ data, timestamp }) =>
+        Effect.map(
+          decode<KnownEvent<Name>["data"]>(name, eventData[name], data),
+          (data): KnownEvent<Name> => ({ event: name, data, timestamp })
+        )
       )
-    }))
-
-  const version = yield* Deferred.await(greeting).pipe(inTime("qmp greeting"))
-  yield* execute("qmp_capabilities").pipe(
-    Effect.catchTag(
-      "QmpError",
-      (error) => new EPROTO({ operation: "qmp", path, detail: "negotiation refused", cause: error })
     )
-  )
+
+  const job: Qmp["job"] = (id, start, options) =>
+    Job.run(
+      {
+        timeLimit,
+        queryJobs: call(commands.queryJobs, undefined),
+        jobCancel: (args) => call(commands.jobCancel, args),
+        jobComplete: (args) => call(commands.jobComplete, args),
+        jobDismiss: (args) => call(commands.jobDismiss, args)
+      },
+      on("JOB_STATUS_CHANGE"),
+      id,
+      start,
+      options
+    )
+
+  const startJob =
+    ({ args: schema, name }: JobCommand<unknown>) => (args: JobArgs<unknown>, options?: Job.JobOptions) =>
+      Stream.suspend(() => {
+        const jobId = args.jobId ?? `job-${crypto.randomUUID()}`
+        return job(jobId, sendEncoded(name, schema, { ...args, jobId, autoDismiss: false }), options)
+      })
+
+  const methodOf = (command: Command<unknown, unknown> | JobCommand<unknown>) =>
+    command.startsJob
+      ? startJob(command)
+      : command.args === Schema.Undefined
+      ? call(command, undefined)
+      : (args: unknown) => call(command, args)
 
   return {
-    version,
-    execute,
-    events: Stream.unwrap(Effect.gen(function*() {
-      // Subscribed before it is asked whether the connection ended: what comes next is seen by one or the other.
-      const subscription = yield* PubSub.subscribe(events)
-      return ended === undefined ? Stream.flattenTake(Stream.fromSubscription(subscription)) : Stream.fail(ended)
-    })),
-    blockResize: (nodeName, bytes) => Effect.asVoid(execute("block_resize", { "node-name": nodeName, size: bytes })),
-    queryBlockExports: execute("query-block-exports").pipe(
-      Effect.flatMap(decodeBlockExports),
-      Effect.catchTag(
-        "SchemaError",
-        (error) => new EPROTO({ operation: "query-block-exports", path, detail: error.message, cause: error })
-      )
-    )
+    // Each is as `Call` has it, which the compiler cannot follow through the table.
+    ...Object.fromEntries(
+      Object.entries(commands).map(([name, command]) => [name, methodOf(command)])
+    ) as unknown as Calls,
+    version: connection.version,
+    execute: send,
+    events: connection.events,
+    on,
+    job,
+    blockResize: (nodeName, size) => call(blockResize, { nodeName, size })
   }
-})
-
-const connectError = (path: string, error: Socket.SocketError) => {
-  const cause: unknown = error.reason.cause
-  const fields = { operation: "connect", path, detail: "no monitor can be reached", cause: error }
-  return cause instanceof Error && "errno" in cause && typeof cause.errno === "number"
-    ? fromNumber(-cause.errno, ["ENOENT", "ECONNREFUSED", "EACCES"], fields)
-    : new EIO(fields)
 }

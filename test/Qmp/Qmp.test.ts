@@ -4,66 +4,10 @@
  * Method: a monitor of the test's own on a unix socket, that says what the test makes it say. The real one:
  * test/integration/QemuStorageDaemon.test.ts.
  */
-import * as NodeServices from "@effect/platform-node/NodeServices"
-import { describe, expect, it } from "@effect/vitest"
-import { Effect, Exit, Fiber, FileSystem, Path, Schema, Scope, Stream } from "effect"
-import * as Net from "node:net"
+import { describe, expect } from "@effect/vitest"
+import { Effect, Exit, Fiber, FileSystem, Scope, Stream } from "effect"
 import * as Qmp from "../../src/Qmp/Qmp.ts"
-
-const Request = Schema.fromJsonString(Schema.Struct({
-  execute: Schema.String,
-  arguments: Schema.optionalKey(Schema.Unknown),
-  id: Schema.String
-}))
-type Request = typeof Request.Type
-const decodeRequest = Schema.decodeUnknownSync(Request)
-
-const greeting =
-  `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "p"}, "capabilities": ["oob"]}}\r\n`
-const returns = (id: string, value: unknown = {}) => `${JSON.stringify({ return: value, id })}\r\n`
-const happened = (event: string) =>
-  `${JSON.stringify({ event, timestamp: { seconds: 1, microseconds: 2 }, data: { id: "disk0" } })}\r\n`
-
-type Answer = (request: Request, connection: Net.Socket) => string | undefined
-
-/** A monitor that greets, agrees to capabilities, and answers everything else with `answer`. */
-const monitor = Effect.fnUntraced(function*(answer: Answer, greets = greeting) {
-  const fs = yield* FileSystem.FileSystem
-  const path = (yield* Path.Path).join(yield* fs.makeTempDirectoryScoped({ prefix: "qmp-test-" }), "monitor")
-  const connections = new Set<Net.Socket>()
-  yield* Effect.acquireRelease(
-    Effect.callback<Net.Server>((resume) => {
-      const server = Net.createServer((connection) => {
-        connections.add(connection)
-        connection.on("error", () => {}).on("close", () => connections.delete(connection))
-        connection.write(greets)
-        let text = ""
-        connection.on("data", (bytes) => {
-          text += bytes.toString()
-          const lines = text.split("\n")
-          text = lines.pop() ?? ""
-          for (const line of lines) {
-            const request = decodeRequest(line)
-            const reply = request.execute === "qmp_capabilities" ? returns(request.id) : answer(request, connection)
-            if (reply !== undefined) connection.write(reply)
-          }
-        })
-      })
-      server.listen(path, () => resume(Effect.succeed(server)))
-    }),
-    (server) =>
-      Effect.callback<void>((resume) => {
-        for (const connection of connections) connection.destroy()
-        server.close(() => resume(Effect.void))
-      })
-  )
-  return { path, connections }
-})
-
-const silent: Answer = () => undefined
-
-const live = (name: string, test: () => Effect.Effect<void, unknown, Scope.Scope | NodeServices.NodeServices>) =>
-  it.live(name, () => test().pipe(Effect.provide(NodeServices.layer)))
+import { happened, live, monitor, returns, silent } from "./monitor.ts"
 
 describe("Qmp", () => {
   live("greets, negotiates, sends arguments and gives what is returned", () =>
@@ -140,6 +84,21 @@ describe("Qmp", () => {
         expect(yield* qmp.execute("quick")).toBe("quick")
       })
   )
+
+  live("answers to nobody, and to somebody else, come in between and are dropped", () =>
+    Effect.gen(function*() {
+      const { path } = yield* monitor(({ execute, id }) => {
+        const error = JSON.stringify({ error: { class: "GenericError", desc: "no" }, id: String(Number(id) + 1) })
+        return `${returns(String(Number(id) + 1), "next")}${error}\n{"return": 1}\n${returns(id, execute)}${
+          returns(id, "again")
+        }`
+      })
+      const qmp = yield* Qmp.make({ path })
+      const names = ["a", "b", "c"]
+      expect(yield* Effect.forEach(names, (name) => qmp.execute(name), { concurrency: "unbounded" })).toStrictEqual(
+        names
+      )
+    }))
 
   live("events go to every subscriber, from when it subscribes until the scope closes", () =>
     Effect.gen(function*() {
