@@ -70,7 +70,7 @@ const program = Effect.gen(function*() {
   // Only what is finished gets a name of the chain.
   const part = path.join(folder, "unfinished")
 
-  const { qmp, socketPath } = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "qcow2", path: image } }] })
+  const { qmp, socketPath } = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "qcow2", file: image } }] })
   const nodes = yield* qmp.queryNamedBlockNodes({ flat: true })
   const bitmaps = nodes.find(({ nodeName }) => nodeName === node)?.dirtyBitmaps ?? []
   const found = bitmaps.find(({ name }) => name === bitmap)

@@ -93,7 +93,7 @@ export interface Qmp extends Calls {
  *
  * const program = Effect.gen(function*() {
  *   // The daemon brings its client along, made with the path of its monitor.
- *   const { qmp } = yield* QemuStorageDaemon.make({ exports: [{ image: { _tag: "null-co", size: 2 ** 20 } }] })
+ *   const { qmp } = yield* QemuStorageDaemon.start({ exports: [{ image: { _tag: "null-co", size: 2 ** 20 } }] })
  *   yield* qmp.blockdevAdd({ "node-name": "copy", driver: "null-co", size: 2 ** 20 })
  *   yield* qmp.blockdevBackup({ device: "disk0", target: "copy", sync: "full" }).pipe(
  *     Stream.filter(({ status }) => status === "concluded"),

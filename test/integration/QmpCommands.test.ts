@@ -118,7 +118,7 @@ const protocolOf = Effect.fnUntraced(function*(qmp: Qmp) {
 const qcow2Daemon = Effect.fnUntraced(function*() {
   const path = yield* imagePath("disk.qcow2")
   yield* DiskImage.createQcow2(path, 16 * MiB)
-  const daemon = yield* serve({ exports: [{ image: { _tag: "qcow2", path } }] })
+  const daemon = yield* serve({ exports: [{ image: { _tag: "qcow2", file: path } }] })
   const bitmaps = daemon.qmp.queryNamedBlockNodes({ flat: true }).pipe(
     Effect.map((nodes) => nodes.find(({ nodeName }) => nodeName === "disk0")?.dirtyBitmaps ?? []),
     Effect.map((bitmaps) => Object.fromEntries(bitmaps.map(({ name = "", ...bitmap }) => [name, bitmap])))

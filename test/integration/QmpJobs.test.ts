@@ -17,7 +17,7 @@ const fullDisk = Effect.fnUntraced(function*() {
   const path = yield* imagePath("disk.qcow2")
   yield* DiskImage.createQcow2(path, size)
   yield* DiskImage.qemuIo(path, "qcow2", [`write -P 0x5a 0 ${size}`])
-  const daemon = yield* serve({ exports: [{ image: { _tag: "qcow2", path } }] })
+  const daemon = yield* serve({ exports: [{ image: { _tag: "qcow2", file: path } }] })
   const { qmp } = daemon
   const folder = (yield* Path.Path).dirname(path)
   /** Makes an image by the daemon itself, and a node of it. */
