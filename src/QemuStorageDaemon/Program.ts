@@ -240,7 +240,8 @@ export const serve: (
     const { id, logicalBlockSize, name, numQueues, writable } = options
     const socketPath = (yield* Path.Path).join(program.directory, `${id}.sock`)
     yield* checkSocketPath(socketPath)
-    const execute = commands(program, name)
+    const attempting = attempt(program, name)
+    const execute: Backing.Execute = (command, args) => attempting(program.qmp.execute(command, args))
     for (const object of nodes.objects) yield* execute("object-add", Redacted.value(object))
     const iothread = `${id}-iothread`
     if (options.iothread) yield* execute("object-add", { "qom-type": "iothread", id: iothread })
@@ -259,26 +260,28 @@ export const serve: (
   }
 )
 
-/** Runs commands for an image; what is refused is an error of the image. */
-const commands = ({ exitCode, qmp, stderr }: Program, name: string): Backing.Execute => (command, args) =>
-  qmp.execute(command, args).pipe(
-    Effect.catchTags({
-      QmpError: (error) => Refusal.from(error, name),
-      ETIMEDOUT: (error) =>
-        new Errno.ETIMEDOUT({ operation: "open", path: name, detail: `${command}: ${error.detail}`, cause: error }),
-      EPROTO: (error) => new Errno.EIO({ operation: "open", path: name, detail: error.message, cause: error }),
-      // It has ended, or is about to.
-      ENOTCONN: (error) =>
-        Effect.flatMap(
-          Effect.all([Effect.timeoutOption(exitCode, stderrDrainLimit), stderr]),
-          ([code, said]) => {
-            const how = code._tag === "Some" ? `exit code ${code.value}` : "it does not answer any more"
-            const detail = `the daemon ended at ${command}: ${how}: ${said.trim()}`
-            return Effect.fail(new Errno.EIO({ operation: "open", path: name, detail, cause: error }))
-          }
-        )
-    })
-  )
+/** Has what a monitor refuses for an image be an error of the image. */
+export const attempt = ({ exitCode, stderr }: Program, name: string) =>
+<A, R>(
+  asked: Effect.Effect<A, Qmp.CommandError | Qmp.JobError, R>
+): Effect.Effect<A, Refusal.Refusal, R> => {
+  const fields = { operation: "open", path: name }
+  return Effect.catchTags(asked, {
+    QmpError: (error) => Refusal.from(error, name),
+    JobError: (error) => Refusal.from(error, name),
+    ETIMEDOUT: (cause) => new Errno.ETIMEDOUT({ ...fields, detail: `${cause.operation}: ${cause.detail}`, cause }),
+    EPROTO: (cause) => new Errno.EIO({ ...fields, detail: cause.message, cause }),
+    // It has ended, or is about to.
+    ENOTCONN: (cause) =>
+      Effect.flatMap(
+        Effect.all([Effect.timeoutOption(exitCode, stderrDrainLimit), stderr]),
+        ([code, said]) => {
+          const how = code._tag === "Some" ? `it ended with exit code ${code.value}` : "it does not answer any more"
+          return Effect.fail(new Errno.EIO({ ...fields, detail: `the daemon: ${how}: ${said.trim()}`, cause }))
+        }
+      )
+  })
+}
 
 const checkSocketPath = (path: string) =>
   Buffer.byteLength(path) <= Qmp.socketPathLimit ? Effect.void : new Errno.ENAMETOOLONG({

@@ -13,6 +13,7 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
+import type * as ByteSize from "effect/ByteSize"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -31,11 +32,13 @@ import { type Recipe, Transport } from "../Transport/Transport.ts"
 import * as VhostUser from "../Transport/VhostUser.ts"
 import * as VirtioBlk from "../VirtioBlk.ts"
 import * as BlockNodes from "./BlockNodes.ts"
+import * as Create from "./Create.ts"
 import { Source } from "./Image.ts"
 import * as Program from "./Program.ts"
 
 export { Image, Source } from "./Image.ts"
 export type { Blkdebug, Http, Iscsi, Luks, Nbd, NullCo, Qcow2, Raw, Rbd, Throttle, Vdi, Vhdx, Vmdk } from "./Image.ts"
+export type { CreateError } from "./Create.ts"
 export type { LaunchError, Requirements, RunningExport } from "./Program.ts"
 
 /**
@@ -241,8 +244,20 @@ const TransportSchema = Schema.Struct({
   restart: optional(Schema.Unknown)
 }).check(nativeNeedsDirect)
 
+const CreateSchema = Schema.Struct({
+  image: Source,
+  size: Schema.Union([Schema.Natural, Schema.ByteSize]).check(
+    Schema.makeFilter((size) => Number(size) % 512 === 0 || "must be a multiple of 512")
+  ),
+  layout: optional(Schema.JsonObject),
+  binary: daemonFields.binary,
+  startTimeout: daemonFields.startTimeout,
+  stopTimeout: daemonFields.stopTimeout
+})
+
 const strictly = { errors: "all", onExcessProperty: "error" } as const
 const decodeStart = Schema.decodeUnknownEffect(StartSchema, strictly)
+const decodeCreate = Schema.decodeUnknownEffect(CreateSchema, strictly)
 const decodeTransport = Schema.decodeUnknownEffect(TransportSchema, strictly)
 
 const wrong = (operation: string) => (error: Schema.SchemaError) =>
@@ -495,6 +510,52 @@ export const layerTransport = (
     Effect.map(transport(image, options), (recipe) =>
       Context.make(Transport, recipe).pipe(Context.add(QemuStorageDaemon, recipe)))
   )
+
+/**
+ * What an image is made with.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CreateOptions extends Pick<DaemonOptions, "binary" | "startTimeout" | "stopTimeout"> {
+  /** In bytes, a multiple of 512. */
+  readonly size: number | ByteSize.ByteSize
+  /**
+   * What the format can be told beside the size (QEMU: qapi/block-core.json, BlockdevCreateOptions), such as
+   * `{ "cluster-size": 2097152, "preallocation": "metadata" }` of a qcow2 image.
+   */
+  readonly layout?: Schema.JsonObject
+}
+
+/**
+ * Makes an image of zeroes: a path, whose ending says the format, or a description of a file in a format. EEXIST where there is a
+ * file; a part of an image is not left behind.
+ *
+ * @example
+ * ```ts
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { Effect } from "effect"
+ * import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
+ *
+ * const made = QemuStorageDaemon.create("/nowhere/disk.qcow2", { size: 2 ** 30 }).pipe(
+ *   Effect.catchTag("ENOENT", (error) => Effect.succeed(error.path)),
+ *   Effect.provide(NodeServices.layer)
+ * )
+ * console.log(await Effect.runPromise(made)) // => "/nowhere/disk.qcow2"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const create = Effect.fn("QemuStorageDaemon.create")(function*(
+  image: Source,
+  given: CreateOptions
+): Effect.fn.Return<void, Create.CreateError, Program.Requirements> {
+  const options = yield* decodeCreate({ ...given, image }).pipe(Effect.mapError(wrong("create")))
+  const { binary, layout = {}, size, startTimeout = DEFAULT_START_TIMEOUT, stopTimeout = DEFAULT_STOP_TIMEOUT } =
+    options
+  yield* Create.create(options.image, Number(size), layout, { binary, startTimeout, stopTimeout })
+})
 
 /** How long a program may take to tell its version: one that waits for something is not the daemon. */
 const availableTimeLimit = Duration.seconds(10)

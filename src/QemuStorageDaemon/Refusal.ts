@@ -43,7 +43,7 @@ const phrases: ReadonlyArray<readonly [phrase: RegExp, make: Make]> = [
   [/timed out|Timeout was reached/u, (fields) => new Errno.ETIMEDOUT(fields)],
   [/Operation not supported|does not support writes|not supported/u, (fields) => new Errno.ENOTSUP(fields)],
   [
-    /not in .+ format|invalid VMDK|Invalid argument|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a multiple/u,
+    /not in .+ format|invalid VMDK|Invalid argument|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a (?:multiple|power of two)/u,
     (fields) => new Errno.EINVAL(fields)
   ]
 ]
@@ -51,8 +51,8 @@ const phrases: ReadonlyArray<readonly [phrase: RegExp, make: Make]> = [
 /** Debian puts the drivers that reach other machines into a package of its own; the others belong to the program. */
 const inBlockExtra = new Set(["rbd", "iscsi", "http", "https"])
 
-/** Makes the error of a command that the daemon refused. */
-export const from = (error: Qmp.QmpError, path: string): Refusal => {
+/** Makes the error of a command that the daemon refused, or of a job that failed. */
+export const from = (error: Qmp.QmpError | Qmp.JobError, path: string): Refusal => {
   const { desc } = error
   const fields = { operation: "open", path, detail: desc.trim(), cause: error }
   const missing = /^Unknown driver '(?<driver>[^']+)'/u.exec(desc)?.groups?.["driver"]

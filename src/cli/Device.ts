@@ -11,7 +11,7 @@ import type * as Scope from "effect/Scope"
 import * as Errno from "../Errno.ts"
 import { describe, type DeviceProperties, type Phase, type SetError } from "../Properties/Properties.ts"
 import { PropertyState } from "../Properties/PropertyState.ts"
-import type { Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
+import type { CreateError, Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
 import type { DriverName, Recipe } from "../Transport/Transport.ts"
 import * as VfioPci from "../Transport/VfioPci.ts"
 import * as VhostUser from "../Transport/VhostUser.ts"
@@ -31,7 +31,9 @@ export interface Device {
   readonly path: string
   readonly settings: Settings
   /** Makes the transport, which for some devices depends on what is set. */
-  readonly transport: (settings: Settings) => Effect.Effect<Recipe, ImageError, Requirements>
+  readonly transport: (settings: Settings) => Effect.Effect<ImageArgument.DeviceRecipe, ImageError, Requirements>
+  /** Makes a disk of so many bytes; for what can be made. */
+  readonly create?: (size: number) => Effect.Effect<void, ImageError | CreateError, Requirements>
 }
 
 /** The command line says something that cannot be, whatever the device is. */
@@ -67,7 +69,7 @@ const drivers: ReadonlyMap<string, MakeTransport> = new Map<DriverName, MakeTran
   ["virtio-blk-vfio-pci", (options) => VfioPci.make({ path: "", ...Object.fromEntries(options) })]
 ])
 
-const driverArgument = (name: string) => {
+const driverArgument = (name: string): ImageArgument.DeviceArgument | undefined => {
   const transport = drivers.get(name)
   return transport === undefined ? undefined : { options: TRANSPORT_PROPERTIES, transport }
 }
@@ -75,12 +77,13 @@ const driverArgument = (name: string) => {
 /** Reads a DEVICE, and checks all of it that can be checked without the device. */
 export const parse = (text: string): Effect.Effect<Device, UsageError, Requirements> =>
   read(text).pipe(
-    Effect.flatMap(Effect.fnUntraced(function*({ settings, transport }) {
-      const recipe = yield* transport(settings)
+    Effect.flatMap(Effect.fnUntraced(function*(device) {
+      const { settings } = device
+      const recipe = yield* device.transport(settings)
       for (const [name, value] of settings) {
         yield* new PropertyState(recipe, phaseOf(name)).in("created").setString(name, value)
       }
-      return { path: recipe.path, settings, transport }
+      return { ...device, path: recipe.path }
     })),
     Effect.mapError(wrongUsage)
   )
@@ -115,9 +118,11 @@ const read = (text: string): Effect.Effect<Omit<Device, "path">, Errno.ENOENT | 
       if (argument.options.includes(name)) options.set(name, value)
       else settings.push([name, value])
     }
+    const { create } = argument
     return Effect.succeed({
       settings,
-      transport: (set) => argument.transport(options, new Map(set))
+      transport: (set) => argument.transport(options, new Map(set)),
+      ...(create === undefined ? {} : { create: (size: number) => create(options, size) })
     })
   })
 
@@ -132,7 +137,7 @@ export const connect = (
   Effect.gen(function*() {
     const recipe = yield* Effect.mapError(transport(given), wrongUsage)
     // What cannot be written is read; what the user sets comes later, and counts.
-    const settings: Settings = "readOnly" in recipe && recipe.readOnly === true
+    const settings: Settings = recipe.readOnly === true
       ? [["read-only", "true"], ...given]
       : given
     const apply = (properties: Pick<DeviceProperties<Phase>, "setString">, phase: Phase) =>

@@ -7,6 +7,7 @@ import * as FileSystem from "effect/FileSystem"
 import * as Redacted from "effect/Redacted"
 import * as Errno from "../Errno.ts"
 import * as QemuStorageDaemon from "../QemuStorageDaemon/QemuStorageDaemon.ts"
+import type { Recipe } from "../Transport/Transport.ts"
 
 /** What is given of an image beside the properties of a device. */
 export type ImageOptions = ReadonlyMap<string, string>
@@ -103,23 +104,34 @@ const readSecret = (path: string) =>
     })
   )
 
-/** A DEVICE of this kind, taken apart. */
-export interface ImageArgument {
-  /** The options that belong to the image; all others are properties of the device. */
+/** A transport, which may say that its disk can only be read. */
+export type DeviceRecipe = Recipe & Partial<Pick<QemuStorageDaemon.ImageTransport, "readOnly">>
+
+/** A DEVICE, taken apart: what its first word stands for. */
+export interface DeviceArgument {
+  /** The options that belong to the transport; all others are properties of the device. */
   readonly options: ReadonlyArray<string>
-  /** Makes the transport. Nothing of the image is opened. */
+  /** Makes the transport. Nothing is opened. */
   readonly transport: (
     options: ImageOptions,
     settings: ReadonlyMap<string, string>
   ) => Effect.Effect<
-    QemuStorageDaemon.ImageTransport,
+    DeviceRecipe,
     ImageError,
     QemuStorageDaemon.Requirements
   >
+  /** Makes an image of so many bytes; of what is a file. */
+  readonly create?: (
+    options: ImageOptions,
+    size: number
+  ) => Effect.Effect<void, ImageError | QemuStorageDaemon.CreateError, QemuStorageDaemon.Requirements>
 }
 
+const creating = ({ describe }: Scheme, rest: string): NonNullable<DeviceArgument["create"]> => (options, size) =>
+  Effect.flatMap(describe(rest, options), (image) => QemuStorageDaemon.create(image, { size }))
+
 /** Reads what stands before the first comma; none of ours is undefined. */
-export const read = (text: string): ImageArgument | undefined => {
+export const read = (text: string): DeviceArgument | undefined => {
   // Of an NBD URI the scheme may stand once.
   const { name = "", rest = "" } = /^(?<name>image|rbd|nbd):(?!\/\/)(?<rest>.*)$/su.exec(text)?.groups
     ?? /^(?<rest>(?<name>nbd)(?:\+unix)?:\/\/.*)$/su.exec(text)?.groups ?? {}
@@ -127,6 +139,7 @@ export const read = (text: string): ImageArgument | undefined => {
   if (scheme === undefined) return undefined
   return {
     options: scheme.options,
+    ...(name === "image" ? { create: creating(scheme, rest) } : {}),
     transport: (options, settings) =>
       Effect.flatMap(scheme.describe(rest, options), (image) =>
         QemuStorageDaemon.transport(image, {

@@ -2,7 +2,7 @@
  * A STORE argument, opened as a block store until the Scope closes: a DEVICE (see `Device`), `file:PATH`, `memory:SIZE` (zeroes at first), or `overlay:PATH` (a file that is never written to: what is written stays in memory).
  *
  * What is only read is opened read-only, so that a read-only export serves. A file that is a target is made, or grown, to
- * the size that is needed; a longer one keeps its size. What lies in memory is lost at the end, and so is no target.
+ * the size that is needed; a longer one keeps its size. An image that is a target is made, where there is none. What lies in memory is lost at the end, and so is no target.
  */
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -12,7 +12,7 @@ import { Argument } from "effect/cli"
 import { fromStarted } from "../BlockDevice.ts"
 import * as BlockStore from "../BlockStore/BlockStore.ts"
 import * as Errno from "../Errno.ts"
-import type { Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
+import type { CreateError, Requirements } from "../QemuStorageDaemon/QemuStorageDaemon.ts"
 import type * as VirtioBlk from "../VirtioBlk.ts"
 import * as Device from "./Device.ts"
 import { parseBytes } from "./format.ts"
@@ -36,6 +36,7 @@ export type OpenError =
   | BlockStore.FileError
   | VirtioBlk.ConnectDeviceError
   | VirtioBlk.StartError
+  | CreateError
   | Device.UsageError
 
 /** What a STORE begins with that is no DEVICE. */
@@ -131,6 +132,8 @@ export const openTarget = Effect.fnUntraced(function*(
   const { path } = store
   switch (store._tag) {
     case "device": {
+      const { create } = store.device
+      if (create !== undefined && Option.isNone(yield* statOf(path))) yield* create(size)
       const target = yield* openDevice(store, store.device)
       if (!target.readOnly) return target
       const detail = "a target cannot be read-only=true"

@@ -63,22 +63,25 @@ describe.skipIf(!qsdIsHere)("an image as a DEVICE", () => {
       }
     }), 120_000)
 
-  onBackend("is a source, a target, and compared, with its own properties", () =>
-    Effect.gen(function*() {
-      const { path, raw } = yield* makeImages
-      const target = path("copy.qcow2")
-      run("qemu-img", "create", "-q", "-f", "qcow2", target, String(32 * MiB))
-      expect(yield* blkio("copy", `image:${path("disk.vmdk")}`, `image:${target},num-queues=2`, "--verify", "--json"))
-        .toMatchObject({ exit: 0, stderr: "" })
-      expect(run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, target)).toContain("identical")
-      expect(yield* blkio("compare", `image:${target}`, `file:${raw}`)).toMatchObject({ exit: 0 })
-      expect((yield* blkio("info", `image:${target},num-queues=3,read-only=true`)).stdout).toMatch(
-        /^num-queues +3$/mu
-      )
-      expect(yield* blkio("bench", `image:${target}`, "--runtime", "0.2", "--queues", "2")).toMatchObject({ exit: 0 })
-      // Itself, by another name.
-      expect(yield* blkio("copy", `image:${target}`, `file:${target}`)).toMatchObject({ exit: 2 })
-    }), 120_000)
+  onBackend(
+    "is a source, a target that is made where there is none, and compared, with its own properties",
+    () =>
+      Effect.gen(function*() {
+        const { path, raw } = yield* makeImages
+        const target = path("copy.qcow2")
+        expect(yield* blkio("copy", `image:${path("disk.vmdk")}`, `image:${target},num-queues=2`, "--verify", "--json"))
+          .toMatchObject({ exit: 0, stderr: "" })
+        expect(run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, target)).toContain("identical")
+        expect(yield* blkio("compare", `image:${target}`, `file:${raw}`)).toMatchObject({ exit: 0 })
+        expect((yield* blkio("info", `image:${target},num-queues=3,read-only=true`)).stdout).toMatch(
+          /^num-queues +3$/mu
+        )
+        expect(yield* blkio("bench", `image:${target}`, "--runtime", "0.2", "--queues", "2")).toMatchObject({ exit: 0 })
+        // Itself, by another name.
+        expect(yield* blkio("copy", `image:${target}`, `file:${target}`)).toMatchObject({ exit: 2 })
+      }),
+    120_000
+  )
 
   onBackend("leaves nothing, whatever ends the command", () =>
     Effect.gen(function*() {
