@@ -97,7 +97,7 @@ const advice: Partial<Record<Errno.Tag, Advice>> = {
     whatToDo: "Look at the policies that concern the process (SELinux, AppArmor, seccomp) and its capabilities."
   },
   ENOENT: {
-    when: "There is no file, socket, driver or property of that name.",
+    when: "There is no file, socket, program, driver or property of that name.",
     whatToDo: "Check the name. For a socket: start the backend first, or wait for its socket to appear."
   },
   EIO: {
@@ -117,7 +117,7 @@ const advice: Partial<Record<Errno.Tag, Advice>> = {
     whatToDo: "Allocate less, or raise the limit (`ulimit -l`, the memory limit of the container)."
   },
   EACCES: {
-    when: "File permissions do not allow it, or the property can only be read.",
+    when: "File permissions do not allow it, the passphrase of an image is wrong, or the property can only be read.",
     whatToDo: "Run as a user who may open the socket or device; connecting to a socket takes the right to write to it."
   },
   EFAULT: {
@@ -129,12 +129,12 @@ const advice: Partial<Record<Errno.Tag, Advice>> = {
   EBUSY: {
     when:
       "Too late in the device's life: the setting is for an earlier phase, or the device is started already. Or the "
-      + "device has another user: vhost-vdpa and VFIO allow one.",
+      + "device has another user: vhost-vdpa and VFIO allow one, and so does an image that is written.",
     whatToDo: "Set it earlier, or connect again; end the other user."
   },
   EEXIST: {
-    when: "A memory region overlaps one that is mapped.",
-    whatToDo: "Unmap the other one first, or map one region that covers both."
+    when: "A memory region overlaps one that is mapped, or an image is to be made where there is a file.",
+    whatToDo: "Unmap the other one first, or map one region that covers both. Remove the file, or take another name."
   },
   ENODEV: {
     when:
@@ -188,8 +188,9 @@ const advice: Partial<Record<Errno.Tag, Advice>> = {
   ENOTSOCK: { when: "The path or descriptor is not a socket.", whatToDo: "Check the path or `fd`." },
   EPROTOTYPE: { when: "The socket is not a stream socket.", whatToDo: "Check the path; another program may own it." },
   ENOTSUP: {
-    when: "The device or the backend does not support it.",
-    whatToDo: "Do without: write zeroes instead of write-zeroes, for example, or use another backend."
+    when: "The device or the backend does not support it, or a storage daemon lacks the driver that an image needs.",
+    whatToDo: "Do without: write zeroes instead of write-zeroes, for example, or use another backend. A driver is in "
+      + "the package that the message names."
   },
   EADDRINUSE: { when: "Something else listens on that address.", whatToDo: "Use another one, or end the other." },
   ENOTCONN: {
