@@ -1,0 +1,103 @@
+/**
+ * The hash of an image as an entity of a cluster: whoever wants it sends a request to the image, and the runner to which the
+ * image belongs at the time hashes it.
+ *
+ * An image is cut into *extents* of equal length (the last may be shorter). Each is hashed by itself, and the hash of the
+ * image is that of the list of their digests: a tree of two levels, which can be computed in pieces, by several runners one
+ * after the other. With coreutils, for extents of 16 MiB:
+ *
+ *     split -b 16M --filter=sha256sum disk.raw | cut -c1-64 | sha256sum
+ *
+ * The request is stored before it is sent, and the digest of an extent as soon as it is known. When a runner dies, or another
+ * joins, the image moves to another runner, which is given the request anew and goes on where no digest is stored. An image
+ * that moves from a living runner takes no work with it: the extent at hand is finished first. One from a dead runner
+ * is begun anew at the extent that was at hand.
+ */
+import { Effect, Option, Schema, Semaphore, Stream } from "effect"
+import { BlockStore, Errno } from "effect-blkio"
+import { ClusterSchema, Entity } from "effect/cluster"
+import { Rpc } from "effect/rpc"
+import { createHash } from "node:crypto"
+import { type Attempt, Checkpoints } from "./Checkpoints.ts"
+import * as Image from "./Image.ts"
+
+/** Asks for the hash of an image. Of one `run`, an image is hashed once, however often it is asked for. */
+const Hash = Rpc.make("Hash", {
+  payload: { run: Schema.String, image: Schema.String, extentBytes: Schema.Int.check(Schema.isGreaterThan(0)) },
+  primaryKey: ({ run }) => run,
+  success: Schema.Struct({ hash: Schema.String, bytes: Schema.Natural }),
+  // The library's errors are Schemas: they arrive as they were, from whichever machine.
+  error: Schema.Union([...Errno.byNumber.values()])
+}).pipe(
+  // Kept in SQL until it is answered.
+  (rpc) => rpc.annotate(ClusterSchema.Persisted, true),
+  // Interrupted at once where the image is to move; it does not wait for the whole image to be hashed.
+  (rpc) => rpc.annotate(ClusterSchema.InterruptOnTermination, true),
+  // Who stops waiting does not stop the work, and can ask for the same run again.
+  (rpc) => rpc.annotate(ClusterSchema.Uninterruptible, "client")
+)
+
+export const ImageHash = Entity.make("ImageHash", [Hash])
+
+/** The entity of an image. An id may have 255 characters, a path more. */
+export const entityId = (image: string): string => createHash("sha256").update(image).digest("hex")
+
+/** How a runner goes about it. */
+export interface Options {
+  /** How many images are read at once; the others of this runner wait. */
+  readonly imagesAtOnce: number
+  /** The rate at which an image is read at most. */
+  readonly bytesPerSecond: Option.Option<number>
+}
+
+/** Hashes one extent: Option.none where another runner has taken the image over. Not interrupted, so that nothing is lost. */
+const hashExtent = (attempt: Attempt, extent: number, content: BlockStore.BlockStore) =>
+  Effect.gen(function*() {
+    if (!(yield* attempt.start(extent))) return Option.none()
+    const hash = yield* BlockStore.contents(content).pipe(
+      Stream.runFold(() => createHash("sha256"), (hash, chunk) => hash.update(chunk))
+    )
+    const digest = hash.digest("hex")
+    yield* attempt.finish(extent, digest)
+    return Option.some(digest)
+  }).pipe(Effect.uninterruptible)
+
+/** Hashes the extents that no earlier attempt has, in order, and then the list. */
+const hashImage = Effect.fnUntraced(function*(store: BlockStore.BlockStore, extentBytes: number, attempt: Attempt) {
+  const hash = createHash("sha256")
+  const bytes = store.capacity
+  for (let extent = 0; extent * extentBytes < bytes; extent++) {
+    const known = attempt.done.get(extent)
+    if (known !== undefined) {
+      hash.update(`${known}\n`)
+      continue
+    }
+    const offset = extent * extentBytes
+    const content = yield* BlockStore.slice(store, offset, Math.min(extentBytes, bytes - offset))
+    const digest = yield* hashExtent(attempt, extent, content)
+    // The cluster is about to interrupt this handler; whatever it would answer no longer counts.
+    if (Option.isNone(digest)) return yield* Effect.never
+    hash.update(`${digest.value}\n`)
+  }
+  return { hash: hash.digest("hex"), bytes }
+})
+
+/** Has a runner take on images. */
+export const layer = ({ bytesPerSecond, imagesAtOnce }: Options) => {
+  const turn = Semaphore.makeUnsafe(imagesAtOnce).withPermit
+  return ImageHash.toLayer(Effect.gen(function*() {
+    const checkpoints = yield* Checkpoints
+    const { host, port } = yield* Entity.CurrentRunnerAddress
+    return ImageHash.of({
+      Hash: ({ payload: { extentBytes, image }, requestId }) =>
+        Effect.gen(function*() {
+          const store = yield* Image.open(image)
+          const limited = Option.isNone(bytesPerSecond)
+            ? store
+            : yield* BlockStore.rateLimit(store, { bytesPerSecond: bytesPerSecond.value, burst: 0 })
+          const attempt = yield* checkpoints.begin({ request: String(requestId), image, runner: `${host}:${port}` })
+          return yield* hashImage(limited, extentBytes, attempt)
+        }).pipe(Effect.scoped, turn)
+    })
+  }))
+}
