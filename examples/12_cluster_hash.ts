@@ -29,8 +29,7 @@ class SomeFailed extends Data.TaggedError("SomeFailed") {
   override readonly [Runtime.errorReported] = false
 }
 
-const positive = (name: string) =>
-  Flag.Int(name).pipe(Flag.filter((n) => n > 0, () => "a positive whole number"))
+const positive = (name: string) => Flag.Int(name).pipe(Flag.filter((n) => n > 0, () => "a positive whole number"))
 
 const runner = Command.make("runner", {
   host: Flag.String("host").pipe(
@@ -93,30 +92,34 @@ interface Asking {
 }
 
 /** Asks for the hashes of images, and says what is to be said of each as it comes. */
-const hashAll = Effect.fnUntraced(function*(
-  images: ReadonlyArray<string>,
-  { extentMib, run: name, runners }: Asking,
-  say: (image: string, hash: string) => Effect.Effect<void, SomeFailed>
-) {
-  const path = yield* Path.Path
-  yield* Effect.replicateEffect(startRunner, runners, { discard: true })
-  const run = Option.getOrElse(name, () => crypto.randomUUID())
-  const clientFor = yield* ImageHash.ImageHash.client
-  const failures = yield* Effect.forEach(images, (given) => {
-    // Runners have working directories of their own.
-    const image = path.resolve(given)
-    return clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB }).pipe(
-      Effect.flatMap(({ hash }) => say(given, hash)),
-      Effect.as(0),
-      Effect.catch((error) =>
-        error._tag === "SomeFailed"
-          ? Effect.succeed(1)
-          : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), 1)
+const hashAll = Effect.fnUntraced(
+  function*(
+    images: ReadonlyArray<string>,
+    { extentMib, run: name, runners }: Asking,
+    say: (image: string, hash: string) => Effect.Effect<void, SomeFailed>
+  ) {
+    const path = yield* Path.Path
+    yield* Effect.replicateEffect(startRunner, runners, { discard: true })
+    const run = Option.getOrElse(name, () => crypto.randomUUID())
+    const clientFor = yield* ImageHash.ImageHash.client
+    const failures = yield* Effect.forEach(images, (given) => {
+      // Runners have working directories of their own.
+      const image = path.resolve(given)
+      return clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB }).pipe(
+        Effect.flatMap(({ hash }) => say(given, hash)),
+        Effect.as(0),
+        Effect.catch((error) =>
+          error._tag === "SomeFailed"
+            ? Effect.succeed(1)
+            : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), 1)
+        )
       )
-    )
-  }, { concurrency: "unbounded" })
-  if (failures.includes(1)) return yield* new SomeFailed()
-}, Effect.scoped, Effect.provide(Layer.provide(Cluster.client, Cluster.Database)))
+    }, { concurrency: "unbounded" })
+    if (failures.includes(1)) return yield* new SomeFailed()
+  },
+  Effect.scoped,
+  Effect.provide(Layer.provide(Cluster.client, Cluster.Database))
+)
 
 const hash = Command.make(
   "hash",
@@ -124,15 +127,21 @@ const hash = Command.make(
   ({ images, ...asking }) => hashAll(images, asking, (image, hash) => Console.log(`${hash}  ${image}`))
 ).pipe(Command.withDescription("Print the hash of each image, in the order in which they are known"))
 
-const verify = Command.make("verify", { ...asking, list: Argument.String("HASHES") }, ({ list, ...asking }) =>
-  Effect.gen(function*() {
-    const lines = (yield* (yield* FileSystem.FileSystem).readFileString(list)).split("\n").filter((line) => line !== "")
-    const expected = new Map(lines.map((line) => [line.slice(66), line.slice(0, 64)]))
-    yield* hashAll([...expected.keys()], asking, (image, hash) =>
-      hash === expected.get(image)
-        ? Console.log(`${image}: OK`)
-        : Effect.andThen(Console.log(`${image}: FAILED`), new SomeFailed()))
-  })).pipe(Command.withDescription("Compare images with the hashes that `hash` has printed"))
+const verify = Command.make(
+  "verify",
+  { ...asking, list: Argument.String("HASHES") },
+  ({ list, ...asking }) =>
+    Effect.gen(function*() {
+      const lines = (yield* (yield* FileSystem.FileSystem).readFileString(list)).split("\n").filter((line) =>
+        line !== ""
+      )
+      const expected = new Map(lines.map((line) => [line.slice(66), line.slice(0, 64)]))
+      yield* hashAll([...expected.keys()], asking, (image, hash) =>
+        hash === expected.get(image)
+          ? Console.log(`${image}: OK`)
+          : Effect.andThen(Console.log(`${image}: FAILED`), new SomeFailed()))
+    })
+).pipe(Command.withDescription("Compare images with the hashes that `hash` has printed"))
 
 const command = Command.make("cluster_hash").pipe(Command.withSubcommands([runner, hash, verify]))
 

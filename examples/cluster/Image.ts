@@ -1,8 +1,7 @@
 /** The disk in an image, for reading: a raw file is read as it is, any other by way of qemu-storage-daemon. */
-import { Effect, type Scope } from "effect"
+import { Effect, FileSystem, type Scope } from "effect"
 import { BlockStore, Errno, VhostUser, VirtioBlk } from "effect-blkio"
 import * as QemuStorageDaemon from "effect-blkio/QemuStorageDaemon"
-import { stat } from "node:fs/promises"
 
 const BLOCK_BYTES = 512
 
@@ -14,9 +13,11 @@ export const open = (
 
 const openRaw = Effect.fnUntraced(function*(path: string) {
   const store = yield* BlockStore.file({ path, readOnly: true })
-  const size = yield* Effect.promise(() => stat(path).then(({ size }) => size))
+  const { size } = yield* (yield* FileSystem.FileSystem).stat(path).pipe(
+    Effect.mapError((cause) => new Errno.EIO({ operation: "open", path, detail: cause.message, cause }))
+  )
   // A store is whole blocks: what a file has beyond them would be left out without a word.
-  if (size % BLOCK_BYTES === 0) return store
+  if (Number(size) % BLOCK_BYTES === 0) return store
   const detail = `${size} bytes: the size of a disk image is a multiple of ${BLOCK_BYTES}`
   return yield* new Errno.EINVAL({ operation: "open", path, detail })
 })

@@ -28,14 +28,13 @@ const Hash = Rpc.make("Hash", {
   success: Schema.Struct({ hash: Schema.String, bytes: Schema.Natural }),
   // The library's errors are Schemas: they arrive as they were, from whichever machine.
   error: Schema.Union([...Errno.byNumber.values()])
-}).pipe(
+})
   // Kept in SQL until it is answered.
-  (rpc) => rpc.annotate(ClusterSchema.Persisted, true),
+  .annotate(ClusterSchema.Persisted, true)
   // Interrupted at once where the image is to move; it does not wait for the whole image to be hashed.
-  (rpc) => rpc.annotate(ClusterSchema.InterruptOnTermination, true),
+  .annotate(ClusterSchema.InterruptOnTermination, true)
   // Who stops waiting does not stop the work, and can ask for the same run again.
-  (rpc) => rpc.annotate(ClusterSchema.Uninterruptible, "client")
-)
+  .annotate(ClusterSchema.Uninterruptible, "client")
 
 export const ImageHash = Entity.make("ImageHash", [Hash])
 
@@ -50,41 +49,36 @@ export interface Options {
   readonly bytesPerSecond: Option.Option<number>
 }
 
-/** Hashes one extent: Option.none where another runner has taken the image over. Not interrupted, so that nothing is lost. */
+/** Hashes one extent; undefined where it is no longer this attempt's. Not interrupted, so that nothing is lost. */
 const hashExtent = (attempt: Attempt, extent: number, content: BlockStore.BlockStore) =>
   Effect.gen(function*() {
-    if (!(yield* attempt.start(extent))) return Option.none()
+    if (!(yield* attempt.start(extent))) return
     const hash = yield* BlockStore.contents(content).pipe(
       Stream.runFold(() => createHash("sha256"), (hash, chunk) => hash.update(chunk))
     )
     const digest = hash.digest("hex")
     yield* attempt.finish(extent, digest)
-    return Option.some(digest)
+    return digest
   }).pipe(Effect.uninterruptible)
 
 /** Hashes the extents that no earlier attempt has, in order, and then the list. */
 const hashImage = Effect.fnUntraced(function*(store: BlockStore.BlockStore, extentBytes: number, attempt: Attempt) {
-  const hash = createHash("sha256")
+  const list = createHash("sha256")
   const bytes = store.capacity
   for (let extent = 0; extent * extentBytes < bytes; extent++) {
-    const known = attempt.done.get(extent)
-    if (known !== undefined) {
-      hash.update(`${known}\n`)
-      continue
-    }
     const offset = extent * extentBytes
     const content = yield* BlockStore.slice(store, offset, Math.min(extentBytes, bytes - offset))
-    const digest = yield* hashExtent(attempt, extent, content)
-    // The cluster is about to interrupt this handler; whatever it would answer no longer counts.
-    if (Option.isNone(digest)) return yield* Effect.never
-    hash.update(`${digest.value}\n`)
+    const digest = attempt.done.get(extent) ?? (yield* hashExtent(attempt, extent, content))
+    // Another attempt has begun, so the cluster is about to interrupt this one: what it would answer no longer counts.
+    if (digest === undefined) return yield* Effect.never
+    list.update(`${digest}\n`)
   }
-  return { hash: hash.digest("hex"), bytes }
+  return { hash: list.digest("hex"), bytes }
 })
 
 /** Has a runner take on images. */
 export const layer = ({ bytesPerSecond, imagesAtOnce }: Options) => {
-  const turn = Semaphore.makeUnsafe(imagesAtOnce).withPermit
+  const turns = Semaphore.makeUnsafe(imagesAtOnce)
   return ImageHash.toLayer(Effect.gen(function*() {
     const checkpoints = yield* Checkpoints
     const { host, port } = yield* Entity.CurrentRunnerAddress
@@ -97,7 +91,7 @@ export const layer = ({ bytesPerSecond, imagesAtOnce }: Options) => {
             : yield* BlockStore.rateLimit(store, { bytesPerSecond: bytesPerSecond.value, burst: 0 })
           const attempt = yield* checkpoints.begin({ request: String(requestId), image, runner: `${host}:${port}` })
           return yield* hashImage(limited, extentBytes, attempt)
-        }).pipe(Effect.scoped, turn)
+        }).pipe(Effect.scoped, Semaphore.withPermit(turns))
     })
   }))
 }
