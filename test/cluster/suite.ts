@@ -40,8 +40,6 @@ afterAll(() => rmSync(folder, { recursive: true }))
 /** Small extents and a low rate: an image takes a second or two, and there is a middle in which to kill. */
 const EXTENT_BYTES = MiB
 const RATE_MIB = 4
-/** For what waits for a runner to be done with all of them. */
-const HIGH_RATE_MIB = 32
 
 /** None, less than an extent, some whole ones, and some with a rest. */
 const SIZES = [0, 5632, MiB, 5 * MiB + 512, 6 * MiB, 7 * MiB + 64 * KiB, 7 * MiB, 8 * MiB, 8 * MiB, 9 * MiB - 512]
@@ -97,9 +95,9 @@ const run = (database: string, ...args: ReadonlyArray<string>) =>
 const hash = ["hash", "--extent-mib", String(EXTENT_BYTES / MiB)]
 
 /** Starts a runner and waits until it is one. */
-const startRunner = Effect.fnUntraced(function*(database: string, rateMib = RATE_MIB) {
+const startRunner = Effect.fnUntraced(function*(database: string) {
   const port = yield* freePort
-  const program = yield* start(database, "runner", "--port", String(port), "--rate", String(rateMib))
+  const program = yield* start(database, "runner", "--port", String(port), "--rate", String(RATE_MIB))
   while (!program.said.stderr.includes("runner at")) yield* program.stderr
   return { address: `127.0.0.1:${port}`, ...program }
 })
@@ -160,19 +158,18 @@ const programsOf = (database: string) =>
     }
   })
 
+/** Waits until no program is left; a daemon whose owner was killed is ended by its guard. */
+const untilNoneIsLeft = (database: string) =>
+  Effect.suspend(() => {
+    const left = programsOf(database)
+    return left.length === 0 ? Effect.void : Effect.fail(`left: ${left.join(" ")}`)
+  }).pipe(Effect.retry({ times: 100, schedule: Schedule.spaced("100 millis") }))
+
 /** Runs a body with a database, and sees that no program is left that used it. */
 const withDatabase = <A, E, R, E2, R2>(
   database: Effect.Effect<string, E2, R2>,
   body: (database: string) => Effect.Effect<A, E, R>
-) =>
-  Effect.flatMap(database, (url) =>
-    Effect.tap(Effect.scoped(body(url)), () =>
-      // A daemon whose owner was killed is ended by its guard.
-      Effect.suspend(() =>
-        programsOf(url).length === 0 ? Effect.void : Effect.fail(`left: ${programsOf(url).join(" ")}`)
-      ).pipe(
-        Effect.retry({ times: 100, schedule: Schedule.spaced("100 millis") })
-      )))
+) => Effect.flatMap(database, (url) => Effect.tap(Effect.scoped(body(url)), () => untilNoneIsLeft(url)))
 
 type Platform = Scope.Scope | FileSystem.FileSystem | ChildProcessSpawner.ChildProcessSpawner
 
@@ -219,7 +216,11 @@ const expectTakenOver = (
   }
 }
 
-/** The tests that each database has to pass. */
+/** A database for one machine. */
+export const sqliteFile = FileSystem.FileSystem.use((fs) =>
+  Effect.map(fs.makeTempDirectoryScoped({ prefix: "blkio-sqlite-" }), (folder) => `${folder}/hashes.sqlite`)
+)
+
 export const killedRunner = <E>(database: Effect.Effect<string, E, Platform>): void =>
   onBackend(
     "a runner killed in the middle changes no hash, and has no extent hashed more than twice",
@@ -260,7 +261,7 @@ export const stoppedRunner = <E>(database: Effect.Effect<string, E, Platform>): 
         }))
   )
 
-export const several = <E>(database: Effect.Effect<string, E, Platform>): void => {
+export const asking = <E>(database: Effect.Effect<string, E, Platform>): void => {
   onBackend(
     "three runners print what one prints, and an image that is missing stops none of the others",
     () =>
@@ -281,35 +282,33 @@ export const several = <E>(database: Effect.Effect<string, E, Platform>): void =
   )
 
   onBackend(
-    "what was asked for by name is answered again, and verified",
+    "runners end with who has started them, and who asks by the same name has them go on, or the answer",
     () =>
       withDatabase(database, (url) =>
         Effect.gen(function*() {
           const fs = yield* FileSystem.FileSystem
           const images = yield* makeImages
           const named = [...hash, "--run", "nightly", ...images.paths]
-          // Whoever has asked is gone before there is an answer, or a runner.
-          const first = yield* start(url, ...named)
-          const { hashings } = yield* read(url)
-          const runner = yield* startRunner(url, HIGH_RATE_MIB)
-          yield* hashings.pipe(
-            Effect.flatMap((begun) => begun.length > 0 ? Effect.void : Effect.fail("not yet")),
-            Effect.retry({ times: 600, schedule: Schedule.spaced("50 millis") })
-          )
+          const first = yield* start(url, ...named, "--runners", "2")
+          while (linesOf(first.said.stderr).length < 2) yield* first.stderr
           first.child.kill("SIGKILL")
-          expect(linesOf((yield* run(url, ...named)).stdout)).toStrictEqual(images.lines)
+          yield* untilNoneIsLeft(url)
+          expect(linesOf((yield* run(url, ...named, "--runners", "2")).stdout)).toStrictEqual(images.lines)
+          const { hashings } = yield* read(url)
           const begun = countOf(yield* hashings)
-          expect(new Set(begun.values())).toStrictEqual(new Set([1]))
+          expect([...begun].filter(([, count]) => count > 2)).toStrictEqual([])
+          // Nobody is there now who could hash.
+          expect(linesOf((yield* run(url, ...named)).stdout)).toStrictEqual(images.lines)
+          expect(countOf(yield* hashings)).toStrictEqual(begun)
 
           const [changed = "", ...same] = images.lines
           const list = `${yield* fs.makeTempDirectoryScoped({ prefix: "blkio-hashes-" })}/HASHES`
           yield* fs.writeFileString(list, [`${"0".repeat(64)}${changed.slice(64)}`, ...same, ""].join("\n"))
-          const { exit, stdout } = yield* run(url, "verify", "--extent-mib", "1", list)
+          const { exit, stdout } = yield* run(url, "verify", "--extent-mib", "1", "--runners", "1", list)
           expect(linesOf(stdout)).toStrictEqual(
             [`${changed.slice(66)}: FAILED`, ...same.map((line) => `${line.slice(66)}: OK`)].toSorted()
           )
           expect(exit).toBe(1)
-          expect(runner.said.stderr).toBe(`runner at ${runner.address}\n`)
         }))
   )
 }
