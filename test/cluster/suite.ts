@@ -261,6 +261,30 @@ export const stoppedRunner = <E>(database: Effect.Effect<string, E, Platform>): 
         }))
   )
 
+export const joiningRunner = <E>(database: Effect.Effect<string, E, Platform>): void =>
+  onBackend(
+    "a runner that joins takes some of the work, and nothing is hashed twice",
+    () =>
+      withDatabase(database, (url) =>
+        Effect.gen(function*() {
+          const images = yield* makeImages
+          yield* startRunner(url)
+          const asked = yield* start(url, ...hash, ...images.paths)
+          const { hashings } = yield* read(url)
+          yield* Effect.map(hashings, (now) => inTheMiddle(now, images)).pipe(
+            Effect.flatMap((middle) => middle.length > 0 ? Effect.void : Effect.fail("not yet")),
+            Effect.retry({ times: 600, schedule: Schedule.spaced("50 millis") })
+          )
+          const joined = yield* startRunner(url)
+          const { exit, stdout } = yield* asked.outcome
+          expect(linesOf(stdout)).toStrictEqual(images.lines)
+          expect(exit).toBe(0)
+          const after = yield* hashings
+          expect(after.some(({ runner }) => runner === joined.address)).toBe(true)
+          expect([...countOf(after)].filter(([, count]) => count > 1)).toStrictEqual([])
+        }))
+  )
+
 export const asking = <E>(database: Effect.Effect<string, E, Platform>): void => {
   onBackend(
     "three runners print what one prints, and an image that is missing stops none of the others",
