@@ -102,20 +102,20 @@ const hashAll = Effect.fnUntraced(
     yield* Effect.replicateEffect(startRunner, runners, { discard: true })
     const run = Option.getOrElse(name, () => crypto.randomUUID())
     const clientFor = yield* ImageHash.ImageHash.client
-    const failures = yield* Effect.forEach(images, (given) => {
+    const done = yield* Effect.forEach(images, (given) => {
       // Runners have working directories of their own.
       const image = path.resolve(given)
       return clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB }).pipe(
         Effect.flatMap(({ hash }) => say(given, hash)),
-        Effect.as(0),
+        Effect.as(true),
         Effect.catch((error) =>
           error._tag === "SomeFailed"
-            ? Effect.succeed(1)
-            : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), 1)
+            ? Effect.succeed(false)
+            : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), false)
         )
       )
     }, { concurrency: "unbounded" })
-    if (failures.includes(1)) return yield* new SomeFailed()
+    if (done.includes(false)) return yield* new SomeFailed()
   },
   Effect.scoped,
   Effect.provide(Layer.provide(Cluster.client, Cluster.Database))
