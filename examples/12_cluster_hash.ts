@@ -67,7 +67,17 @@ const stdinEnds = Effect.callback<void>((resume) => {
 const startRunner = Effect.gen(function*() {
   const port = yield* Cluster.freePort
   const args = [...process.execArgv, process.argv[1] ?? "", "runner", "--port", String(port), "--with-stdin"]
-  yield* ChildProcess.make(process.execPath, args, { stdin: "pipe", stdout: "inherit", stderr: "inherit" })
+  return yield* ChildProcess.make(process.execPath, args, { stdin: "pipe", stdout: "inherit", stderr: "inherit" })
+})
+
+/** Starts runners, and fails once none of them is left. */
+const startRunners = Effect.fnUntraced(function*(count: number) {
+  const runners = yield* Effect.replicateEffect(startRunner, count)
+  if (count === 0) return Effect.never
+  return Effect.forEach(runners, ({ exitCode }) => Effect.exit(exitCode), { concurrency: "unbounded" }).pipe(
+    Effect.andThen(Console.error("none of the runners that were started here is left")),
+    Effect.andThen(new SomeFailed())
+  )
 })
 
 const asking = {
@@ -99,7 +109,7 @@ const hashAll = Effect.fnUntraced(
     say: (image: string, hash: string) => Effect.Effect<void, SomeFailed>
   ) {
     const path = yield* Path.Path
-    yield* Effect.replicateEffect(startRunner, runners, { discard: true })
+    const noneLeft = yield* startRunners(runners)
     const run = Option.getOrElse(name, () => crypto.randomUUID())
     const clientFor = yield* ImageHash.ImageHash.client
     const done = yield* Effect.forEach(images, (given) => {
@@ -114,7 +124,7 @@ const hashAll = Effect.fnUntraced(
             : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), false)
         )
       )
-    }, { concurrency: "unbounded" })
+    }, { concurrency: "unbounded" }).pipe(Effect.raceFirst(noneLeft))
     if (done.includes(false)) return yield* new SomeFailed()
   },
   Effect.scoped,
