@@ -116,7 +116,7 @@ const hashAll = Effect.fnUntraced(
       // Runners have working directories of their own.
       const image = path.resolve(given)
       return clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB }).pipe(
-        Effect.flatMap(({ hash }) => say(given, hash)),
+        Effect.flatMap((hash) => say(given, hash)),
         Effect.as(true),
         Effect.catch((error) =>
           error._tag === "SomeFailed"

@@ -6,12 +6,12 @@ import { RunnerAddress, type ShardingConfig } from "effect/cluster"
 import { createServer } from "node:net"
 import * as NodeSqlite from "./NodeSqlite.ts"
 
-/** Names the database: `postgres://…` for PostgreSQL, else a file for SQLite, which serves the runners of one machine. */
-export const database = Config.Redacted("CLUSTER_DATABASE")
-
-/** The database; nothing else has to change with it. */
+/**
+ * The database that CLUSTER_DATABASE names: `postgres://…` for PostgreSQL, else a file for SQLite, which serves the runners of one
+ * machine. Nothing else has to change with it.
+ */
 export const Database = Layer.unwrap(Effect.gen(function*() {
-  const url = yield* database
+  const url = yield* Config.Redacted("CLUSTER_DATABASE")
   const text = Redacted.value(url)
   return /^postgres(?:ql)?:\/\//u.test(text) ? PgClient.layer({ url }) : NodeSqlite.layer({ filename: text })
 }))

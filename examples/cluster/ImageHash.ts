@@ -10,8 +10,8 @@
  *
  * The request is stored before it is sent, and the digest of an extent as soon as it is known. When a runner dies, or another
  * joins, the image moves to another runner, which is given the request anew and goes on where no digest is stored. An image
- * that moves from a living runner takes no work with it: the extent at hand is finished first. One from a dead runner
- * is begun anew at the extent that was at hand.
+ * that moves from a living runner loses no work: the extent at hand is finished first. One that moves from a dead runner loses
+ * the extent that was at hand.
  */
 import { Effect, Option, Schema, Semaphore, Stream } from "effect"
 import { BlockStore, Errno } from "effect-blkio"
@@ -21,11 +21,11 @@ import { createHash } from "node:crypto"
 import { type Attempt, Checkpoints } from "./Checkpoints.ts"
 import * as Image from "./Image.ts"
 
-/** Asks for the hash of an image. Of one `run`, an image is hashed once, however often it is asked for. */
+/** Asks for the hash of an image. In one `run`, an image is hashed once, however often it is asked for. */
 const Hash = Rpc.make("Hash", {
   payload: { run: Schema.String, image: Schema.String, extentBytes: Schema.Int.check(Schema.isGreaterThan(0)) },
-  primaryKey: ({ run }) => run,
-  success: Schema.Struct({ hash: Schema.String, bytes: Schema.Natural }),
+  primaryKey: ({ extentBytes, run }) => `${extentBytes}/${run}`,
+  success: Schema.String,
   // The library's errors are Schemas: they arrive as they were, from whichever machine.
   error: Schema.Union([...Errno.byNumber.values()])
 })
@@ -64,16 +64,16 @@ const hashExtent = (attempt: Attempt, extent: number, content: BlockStore.BlockS
 /** Hashes the extents that no earlier attempt has, in order, and then the list. */
 const hashImage = Effect.fnUntraced(function*(store: BlockStore.BlockStore, extentBytes: number, attempt: Attempt) {
   const list = createHash("sha256")
-  const bytes = store.capacity
-  for (let extent = 0; extent * extentBytes < bytes; extent++) {
+  const { capacity } = store
+  for (let extent = 0; extent * extentBytes < capacity; extent++) {
     const offset = extent * extentBytes
-    const content = yield* BlockStore.slice(store, offset, Math.min(extentBytes, bytes - offset))
+    const content = yield* BlockStore.slice(store, offset, Math.min(extentBytes, capacity - offset))
     const digest = attempt.done.get(extent) ?? (yield* hashExtent(attempt, extent, content))
     // Another attempt has begun, so the cluster is about to interrupt this one: what it would answer no longer counts.
     if (digest === undefined) return yield* Effect.never
     list.update(`${digest}\n`)
   }
-  return { hash: list.digest("hex"), bytes }
+  return list.digest("hex")
 })
 
 /** Has a runner take on images. */
