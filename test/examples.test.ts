@@ -291,6 +291,25 @@ describe("examples that serve a disk themselves", () => {
     }))
 })
 
+describe("examples that start programs of their own", () => {
+  onBackend("12_cluster_hash", () =>
+    Effect.gen(function*() {
+      const path = yield* imagePath("disk.raw")
+      yield* DiskImage.createRaw(path, 40 * MiB)
+      yield* fill(path, 20 * MiB, 3 * MiB, 0x5a)
+      const { outcome } = yield* start("12_cluster_hash.ts", ["hash", "--runners", "1", path], {
+        CLUSTER_DATABASE: `${path}.sqlite`
+      })
+      const raw = Buffer.alloc(40 * MiB).fill(0x5a, 20 * MiB, 23 * MiB)
+      const list = [0, 16, 32].map((at) => raw.subarray(at * MiB, (at + 16) * MiB)).map((extent) =>
+        `${createHash("sha256").update(extent).digest("hex")}\n`
+      )
+      const { exit, stdout } = yield* outcome
+      expect(stdout).toBe(`${createHash("sha256").update(list.join("")).digest("hex")}  ${path}\n`)
+      expect(exit).toBe(0)
+    }))
+})
+
 describe("examples", () => {
   it("every example has its test", () => {
     expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(12)
