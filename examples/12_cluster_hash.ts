@@ -7,19 +7,20 @@
  *     npm run example examples/12_cluster_hash.ts hash --runners 3 disk1.raw disk2.qcow2 > HASHES
  *     npm run example examples/12_cluster_hash.ts verify --runners 3 HASHES
  *
- * On several, with PostgreSQL, and images by the same names on each of them:
+ * On several, with PostgreSQL, and images by names that are the same on each of them:
  *
  *     export CLUSTER_DATABASE=postgres://user:password@database.example/hashes
  *     npm run example examples/12_cluster_hash.ts runner --host 192.0.2.1 --port 34431
- *     npm run example examples/12_cluster_hash.ts hash /images/disk1.raw /images/disk2.qcow2
+ *     npm run example examples/12_cluster_hash.ts hash rbd:pool/image nbd:nbd://storage.example/disk /images/disk.vmdk
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { Console, Data, Effect, FileSystem, Layer, Option, Path, References, Runtime } from "effect"
+import { Console, Data, Effect, FileSystem, Layer, Option, References, Runtime } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { ChildProcess } from "effect/process"
 import { Checkpoints } from "./cluster/Checkpoints.ts"
 import * as Cluster from "./cluster/Cluster.ts"
+import * as Image from "./cluster/Image.ts"
 import * as ImageHash from "./cluster/ImageHash.ts"
 
 const MiB = 2 ** 20
@@ -108,14 +109,15 @@ const hashAll = Effect.fnUntraced(
     { extentMib, run: name, runners }: Asking,
     say: (image: string, hash: string) => Effect.Effect<void, SomeFailed>
   ) {
-    const path = yield* Path.Path
     const noneLeft = yield* startRunners(runners)
     const run = Option.getOrElse(name, () => crypto.randomUUID())
     const clientFor = yield* ImageHash.ImageHash.client
-    const done = yield* Effect.forEach(images, (given) => {
+    const done = yield* Effect.forEach(images, (given) =>
       // Runners have working directories of their own.
-      const image = path.resolve(given)
-      return clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB }).pipe(
+      Image.absolute(given).pipe(
+        Effect.flatMap((image) =>
+          clientFor(ImageHash.entityId(image)).Hash({ run, image, extentBytes: extentMib * MiB })
+        ),
         Effect.flatMap((hash) => say(given, hash)),
         Effect.as(true),
         Effect.catch((error) =>
@@ -123,8 +125,7 @@ const hashAll = Effect.fnUntraced(
             ? Effect.succeed(false)
             : Effect.as(Console.error(`${given}: ${error._tag}: ${error.message}`), false)
         )
-      )
-    }, { concurrency: "unbounded" }).pipe(Effect.raceFirst(noneLeft))
+      ), { concurrency: "unbounded" }).pipe(Effect.raceFirst(noneLeft))
     if (done.includes(false)) return yield* new SomeFailed()
   },
   Effect.scoped,

@@ -312,6 +312,6 @@ describe("examples that start programs of their own", () => {
 
 describe("examples", () => {
   it("every example has its test", () => {
-    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(12)
+    expect(readdirSync("examples").filter((name) => name.endsWith(".ts"))).toHaveLength(13)
   })
 })
