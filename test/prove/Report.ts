@@ -131,3 +131,18 @@ export const copyDuring = Effect.fnUntraced(function*(
   yield* Effect.all([copying, disturb(reached)], { concurrency: 2 })
   return { bytes: source.capacity, result: "copied" }
 })
+
+/** Writes to the start of a device, and reads it back. */
+export const writeAndRead = Effect.fnUntraced(function*(device: BlockStore.BlockStore, block: Uint8Array) {
+  yield* device.write(0, [block])
+  yield* device.flush
+  yield* ensureReads(device, block)
+  return { bytes: 2 * block.length, result: "identical" }
+})
+
+/** Fails unless a device begins with this. */
+export const ensureReads = Effect.fnUntraced(function*(device: BlockStore.BlockStore, expected: Uint8Array) {
+  const found = new Uint8Array(expected.length)
+  yield* device.read(0, [found])
+  yield* ensure(Buffer.compare(found, expected) === 0, `what ${device.id} reads is not what it has to be`)
+})

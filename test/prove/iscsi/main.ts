@@ -10,12 +10,14 @@ import { BlockStore } from "../../../src/index.ts"
 import { endAfter } from "../../support/watchdog.ts"
 import * as Bridge from "../Bridge.ts"
 import { install, output } from "../Programs.ts"
-import { copyDuring, head, makeImage, phase, seedOr, verify } from "../Report.ts"
+import { copyDuring, ensure, failureOf, head, makeImage, phase, seedOr, verify, writeAndRead } from "../Report.ts"
 import * as Target from "./Target.ts"
 
+const KiB = 2 ** 10
 const MiB = 2 ** 20
 const IMAGE_BYTES = 256 * MiB
 const AWAY_MS = 2000
+const REQUEST_TIMEOUT_MS = 1000
 const LIMIT_MS = 120_000
 
 const prove = Effect.gen(function*() {
@@ -49,6 +51,24 @@ const prove = Effect.gen(function*() {
     device,
     () => Effect.as(output("cmp", [path, target.path]), { bytes: IMAGE_BYTES, result: "identical by cmp" })
   )
+
+  const { device: impatient } = yield* Bridge.open(target.node, { requestTimeout: REQUEST_TIMEOUT_MS })
+  const block = new Uint8Array(64 * KiB).fill(7)
+  yield* target.kill
+  yield* phase(
+    `write; tgtd killed, requestTimeout ${REQUEST_TIMEOUT_MS / 1000} s`,
+    impatient,
+    (device) =>
+      Effect.gen(function*() {
+        const error = yield* failureOf(device.write(0, [block]))
+        yield* ensure(error._tag === "ETIME", `${error._tag} instead of ETIME`)
+        return { bytes: 0, result: error._tag }
+      }),
+    { errors: 1 }
+  )
+  yield* target.start
+  yield* phase("write and read by the other device; it is back", device, (device) => writeAndRead(device, block))
+  yield* phase("the same by the impatient one", impatient, (device) => writeAndRead(device, block))
   yield* Console.log(`all as it has to be: ${((performance.now() - began) / 1000).toFixed(1)} s`)
 })
 
