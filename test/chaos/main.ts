@@ -7,6 +7,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { Console, Effect, Option, Schema } from "effect"
 import { Command, Flag } from "effect/cli"
+import { endAfter } from "../support/watchdog.ts"
 import type { Findings } from "./Findings.ts"
 import * as PowerLoss from "./PowerLoss.ts"
 import { limitOf, run } from "./Run.ts"
@@ -25,18 +26,6 @@ const seed = Flag.Int("seed").pipe(
 
 const seedOr = (given: Option.Option<number>): number =>
   Option.getOrElse(given, () => Math.floor(Math.random() * SEEDS))
-
-/** Ends the process where a run has not ended in time, though everything in it should be bounded. */
-const endAfter = (limitMs: number) =>
-  Effect.acquireRelease(
-    Effect.sync(() =>
-      setTimeout(() => {
-        process.stderr.write(`HUNG: the run did not end within ${limitMs} ms\n`)
-        process.exit(1)
-      }, limitMs)
-    ),
-    (timer) => Effect.sync(() => clearTimeout(timer))
-  )
 
 /** Says what was wrong, and how to see it again. */
 const conclude = (findings: Findings, repeat: string) =>
