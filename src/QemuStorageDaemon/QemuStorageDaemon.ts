@@ -31,7 +31,7 @@ import { type Recipe, Transport } from "../Transport/Transport.ts"
 import * as VhostUser from "../Transport/VhostUser.ts"
 import * as VirtioBlk from "../VirtioBlk.ts"
 import * as BlockNodes from "./BlockNodes.ts"
-import { Source } from "./Image.ts"
+import { isTooDeep, Source } from "./Image.ts"
 import * as Program from "./Program.ts"
 
 export { Image, Source } from "./Image.ts"
@@ -248,6 +248,12 @@ const decodeTransport = Schema.decodeUnknownEffect(TransportSchema, strictly)
 const wrong = (operation: string) => (error: Schema.SchemaError) =>
   new Errno.EINVAL({ operation, detail: error.message, cause: error })
 
+/** Decoding follows a description as deep as it goes. */
+const refuseDeep = (operation: string, given: unknown): Effect.Effect<void, Errno.EINVAL> =>
+  isTooDeep(given)
+    ? new Errno.EINVAL({ operation, detail: "image: too many descriptions, one in another" })
+    : Effect.void
+
 /**
  * Starts a daemon with several exports, waits until all listen, and ends it with the Scope. A daemon that ends by itself is not
  * started again: `exitCode` tells. An export serves one client at a time; a second one connects and waits.
@@ -276,6 +282,7 @@ export const start: (
   options: StartOptions
 ) => Effect.Effect<Daemon, StartError, Program.Requirements | Scope.Scope> = Effect.fn("QemuStorageDaemon.start")(
   function*(given) {
+    yield* refuseDeep("start", given)
     const { exports, ...options } = yield* decodeStart(given).pipe(Effect.mapError(wrong("start")))
     const disks = Arr.map(exports, (disk, index) => ({ ...disk, id: disk.id ?? `disk${index}` }))
     for (const [index, { id }] of disks.entries()) {
@@ -349,6 +356,7 @@ export const transport: (
 ) => Effect.Effect<ImageTransport, Errno.EINVAL, Program.Requirements> = Effect.fnUntraced(
   function*(given, { restart = DEFAULT_RESTART, ...others } = {}) {
     const operation = "qemu-storage-daemon"
+    yield* refuseDeep(operation, given)
     const { image, ...options } = yield* decodeTransport({ ...others, image: given }).pipe(
       Effect.mapError(wrong(operation))
     )
