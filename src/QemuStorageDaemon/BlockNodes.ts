@@ -133,9 +133,8 @@ export const make: (
     return id
   }
   const secret = (key: string, value: Redacted.Redacted | undefined): Node =>
-    value === undefined ? {} : {
-      [key]: object("secret", { format: "base64", data: Buffer.from(Redacted.value(value)).toString("base64") })
-    }
+    value === undefined ? {} : base64(key, Buffer.from(Redacted.value(value)).toString("base64"))
+  const base64 = (key: string, data: string): Node => ({ [key]: object("secret", { format: "base64", data }) })
 
   const file = (name: string, how: Opening) =>
     Effect.map(ImageFile.look(name), ({ isDevice }): Node => ({
@@ -208,7 +207,8 @@ export const make: (
               conf: described.conf === undefined ? undefined : path.resolve(described.conf),
               user: described.user
             }),
-            ...secret("key-secret", described.key)
+            // Ceph's keys are bytes, which librbd is given in base64 again (QEMU: block/rbd.c, qemu_rbd_set_auth).
+            ...(described.key === undefined ? {} : base64("key-secret", Redacted.value(described.key)))
           }
         case "iscsi":
           return {
