@@ -41,9 +41,12 @@ const phrases: ReadonlyArray<readonly [phrase: RegExp, make: Make]> = [
   [/Cannot allocate memory/u, (fields) => new Errno.ENOMEM(fields)],
   [/Connection refused|Couldn't connect to server/u, (fields) => new Errno.ECONNREFUSED(fields)],
   [/timed out|Timeout was reached/u, (fields) => new Errno.ETIMEDOUT(fields)],
-  [/Operation not supported|does not support writes|not supported/u, (fields) => new Errno.ENOTSUP(fields)],
   [
-    /not in .+ format|invalid VMDK|Invalid argument|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a multiple/u,
+    /Operation not supported|does not support writes|[Nn]ot supported|^Unsupported /u,
+    (fields) => new Errno.ENOTSUP(fields)
+  ],
+  [
+    /[Nn]ot in .+ format|invalid VMDK|Invalid argument|No encryption in image header|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a multiple/u,
     (fields) => new Errno.EINVAL(fields)
   ]
 ]
