@@ -5,11 +5,15 @@
  * An image names the file behind it, and may say in which format that is. Where it does not, QEMU would tell by what the file
  * begins with, which whoever writes to it decides; so it is refused here. And it may name anything: only files are followed.
  *
+ * An image may also name where its own content is, any file of the host: a qcow2 image the file of its data, a VMDK descriptor
+ * its extents. The first is refused, and of the second all that is not in the image's folder.
+ *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Schema from "effect/Schema"
+import { dirname } from "node:path"
 import * as Errno from "../Errno.ts"
 import type { Node } from "./BlockNodes.ts"
 import * as ImageFile from "./ImageFile.ts"
@@ -27,12 +31,16 @@ const backedFormats: ReadonlySet<unknown> = new Set(["qcow2", "vmdk"])
 /** The formats that such a file may have. */
 const formats: ReadonlySet<string> = new Set(["raw", "qcow2", "vmdk", "vhdx", "vdi"])
 
-/** A longer chain is a mistake, or a ring. */
+/** A longer chain is a mistake, or a ring by other names. */
 const longestChain = 256
 
 const probe = "probe"
+const probeFile = "probe-file"
 
-/** Asks the daemon what each image in a graph names, and makes it say so itself. */
+/** How the daemon refuses a file for the data of an image that has them itself (QEMU: block/qcow2.c, qcow2_do_open). */
+const hasItsOwnData = /'data-file' can only be set/u
+
+/** Asks the daemon what each image in a graph names, and has the graph say so itself. */
 export const resolve = (
   graph: Node,
   execute: Execute,
@@ -40,28 +48,58 @@ export const resolve = (
 ): Effect.Effect<Node, BackingError, FileSystem.FileSystem> => {
   const refuse = (detail: string) => new Errno.EINVAL({ operation: "open", path: name, detail })
 
+  /** `before` is what this one lies behind, from the top on. */
   const resolveNode = Effect.fnUntraced(function*(
     node: Node,
-    depth: number
+    before: ReadonlyArray<string>
   ): Effect.fn.Return<Node, BackingError, FileSystem.FileSystem> {
     const { file, image, backing } = node
     const resolved = {
       ...node,
-      ...(isNode(file) ? { file: yield* resolveNode(file, depth) } : {}),
-      ...(isNode(image) ? { image: yield* resolveNode(image, depth) } : {}),
-      ...(isNode(backing) ? { backing: yield* resolveNode(backing, depth) } : {})
+      ...(isNode(file) ? { file: yield* resolveNode(file, before) } : {}),
+      ...(isNode(image) ? { image: yield* resolveNode(image, before) } : {}),
+      ...(isNode(backing) ? { backing: yield* resolveNode(backing, before) } : {})
     }
-    if (backing !== undefined || !backedFormats.has(node["driver"])) return resolved
-    if (depth === longestChain) return yield* refuse(`there are more than ${longestChain} files behind it`)
-    const behind = yield* backingOf(resolved)
-    return { ...resolved, backing: behind === null ? null : yield* resolveNode(behind, depth + 1) }
+    const { driver } = node
+    if (driver === "qcow2") yield* refuseExternalData(resolved)
+    const isNamed = backing !== undefined
+    if (!backedFormats.has(driver) || (isNamed && driver !== "vmdk")) return resolved
+    if (before.length === longestChain) return yield* refuse(`there are more than ${longestChain} files behind it`)
+    const told = yield* ask(resolved)
+    if (driver === "vmdk") yield* refuseFarExtents(told.image, told.own)
+    if (isNamed) return resolved
+    const behind = yield* backingOf(resolved, told.image)
+    if (behind === null) return { ...resolved, backing: null }
+    const chain = [...before, told.own]
+    const path = behind.file.filename
+    if (chain.includes(path)) return yield* refuse(`${path} lies behind itself`)
+    return { ...resolved, backing: yield* resolveNode(behind, chain) }
   })
 
-  /** What an image names, as a node; null where that is nothing. */
-  const backingOf = Effect.fnUntraced(function*(node: Node) {
-    yield* execute("blockdev-add", { ...node, "read-only": true, "backing": null, "node-name": probe })
+  /** Opens an image alone, only to be read. */
+  const probing = ({ file, ...node }: Node): Node => ({
+    ...called(node, probe),
+    "read-only": true,
+    "backing": null,
+    ...(isNode(file) ? { file: called(file, probeFile) } : {})
+  })
+  const endProbing = execute("blockdev-del", { "node-name": probe })
+
+  /** Refuses a qcow2 image whose data are in a file that only its header names: one that takes another file for them. */
+  const refuseExternalData = (node: Node) =>
+    execute("blockdev-add", { ...probing(node), "data-file": { driver: "null-co", size: 0 } }).pipe(
+      Effect.matchEffect({
+        onFailure: (error) => hasItsOwnData.test(error.detail) ? Effect.void : Effect.fail(error),
+        onSuccess: () =>
+          Effect.andThen(endProbing, refuse("its data are in another file, which its header names: convert it"))
+      })
+    )
+
+  /** Has the daemon tell what an image says of itself, and how it calls the file that the image is in. */
+  const ask = Effect.fnUntraced(function*(node: Node) {
+    yield* execute("blockdev-add", probing(node))
     const answer = yield* execute("query-named-block-nodes", { flat: true })
-    yield* execute("blockdev-del", { "node-name": probe })
+    yield* endProbing
     const nodes = yield* decodeNodes(answer).pipe(
       Effect.mapError((error) =>
         new Errno.EIO({
@@ -72,7 +110,21 @@ export const resolve = (
         })
       )
     )
-    const image = nodes.find((one) => one["node-name"] === probe)?.image
+    const imageOf = (nodeName: string) => nodes.find((one) => one["node-name"] === nodeName)?.image
+    return { image: imageOf(probe), own: imageOf(probeFile)?.filename ?? "" }
+  })
+
+  const refuseFarExtents = Effect.fnUntraced(function*(image: Told | undefined, own: string) {
+    for (const { filename } of image?.["format-specific"]?.data?.extents ?? []) {
+      if (filename === own) continue
+      if (!own.startsWith("/") || !filename.startsWith("/") || dirname(filename) !== dirname(own)) {
+        return yield* refuse(`a part of its content is ${filename}, which is not in its folder`)
+      }
+    }
+  })
+
+  /** What an image names, as a node; null where that is nothing. */
+  const backingOf = Effect.fnUntraced(function*(node: Node, image: Told | undefined) {
     const named = image?.["backing-filename"]
     if (named === undefined) return null
     const path = image?.["full-backing-filename"] ?? named
@@ -87,7 +139,6 @@ export const resolve = (
     }
     if (!path.startsWith("/")) return yield* refuse(`it names ${named} behind it, which is not a file: ${remedy}`)
     const { isDevice } = yield* ImageFile.look(path)
-    if (format === "qcow2") yield* ImageFile.refuseExternalData(path)
     const { cache, discard } = node
     const how = {
       "read-only": true,
@@ -97,19 +148,28 @@ export const resolve = (
     return { ...how, driver: format, file: { ...how, driver: isDevice ? "host_device" : "file", filename: path } }
   })
 
-  return resolveNode(graph, 0)
+  return resolveNode(graph, [])
 }
 
 const isNode = (child: Schema.Json | undefined): child is Node =>
   typeof child === "object" && child !== null && !Array.isArray(child)
 
-const decodeNodes = Schema.decodeUnknownEffect(
-  Schema.Array(Schema.Struct({
-    "node-name": Schema.optionalKey(Schema.String),
-    "image": Schema.Struct({
-      "backing-filename": Schema.optionalKey(Schema.String),
-      "full-backing-filename": Schema.optionalKey(Schema.String),
-      "backing-filename-format": Schema.optionalKey(Schema.String)
-    })
+const called = (node: Node, name: string): Node => ({ ...node, "node-name": name })
+
+/** What the daemon tells of an image. */
+const Told = Schema.Struct({
+  "filename": Schema.String,
+  "backing-filename": Schema.optionalKey(Schema.String),
+  "full-backing-filename": Schema.optionalKey(Schema.String),
+  "backing-filename-format": Schema.optionalKey(Schema.String),
+  "format-specific": Schema.optionalKey(Schema.Struct({
+    data: Schema.optionalKey(Schema.Struct({
+      extents: Schema.optionalKey(Schema.Array(Schema.Struct({ filename: Schema.String })))
+    }))
   }))
+})
+type Told = typeof Told.Type
+
+const decodeNodes = Schema.decodeUnknownEffect(
+  Schema.Array(Schema.Struct({ "node-name": Schema.optionalKey(Schema.String), "image": Told }))
 )

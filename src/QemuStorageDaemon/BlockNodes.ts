@@ -12,7 +12,7 @@ import * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import type * as Schema from "effect/Schema"
 import * as Errno from "../Errno.ts"
-import { type Image, parseNbdUri, type Source } from "./Image.ts"
+import { type Blkdebug, type Image, parseNbdUri, type Source } from "./Image.ts"
 import * as ImageFile from "./ImageFile.ts"
 
 /** A node of QEMU's graph, with those below it inside; without a name. */
@@ -166,7 +166,6 @@ export const make: (
             ...defined({ offset: described.offset, size: described.size })
           }
         case "qcow2": {
-          if (typeof described.file === "string") yield* ImageFile.refuseExternalData(described.file)
           const encrypt = secret("key-secret", described.passphrase)
           return {
             ...all,
@@ -257,12 +256,7 @@ export const make: (
           return {
             ...all,
             image: yield* child(described.file, how),
-            "inject-error": described.errors.map(({ errno = 5, once = false, operation, sector }) => ({
-              event: "none",
-              errno,
-              once,
-              ...defined({ iotype: operation, sector })
-            }))
+            ...(described.errors.length === 0 ? {} : { "inject-error": described.errors.map(injected) })
           }
       }
     }
@@ -282,6 +276,13 @@ const defined = (options: Readonly<Record<string, Schema.Json | undefined>>): No
   for (const [name, value] of Object.entries(options)) if (value !== undefined) said[name] = value
   return said
 }
+
+const injected = ({ errno = 5, once = false, operation, sector }: Blkdebug["errors"][number]): Node => ({
+  event: "none",
+  errno,
+  once,
+  ...defined({ iotype: operation, sector })
+})
 
 /** `iopsTotalMax` is `iops-total-max`. */
 const limitsOf = (limits: Readonly<Record<string, number | undefined>>): Node =>

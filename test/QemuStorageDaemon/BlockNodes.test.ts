@@ -183,6 +183,12 @@ describe("every description", () => {
             "limits": { "iops-total": 1, "bps-read-max": 2, "iops-write-max": 3 }
           }]
         })
+        // QEMU takes no empty list.
+        expect((yield* graphOf({ _tag: "blkdebug", file, errors: [] })).node).toStrictEqual({
+          ...all,
+          driver: "blkdebug",
+          image: fileNode
+        })
         const errors = [{}, { operation: "flush", errno: 28, sector: 7, once: true }] as const
         expect((yield* graphOf({ _tag: "blkdebug", file, errors })).node).toStrictEqual({
           ...all,
@@ -224,7 +230,7 @@ describe("every description", () => {
           const made = yield* BlockNodes.make(image, plain, "d")
           expect(made.node).toMatchObject(part)
           expect(made.objects.map((object) => Redacted.value(object))).toStrictEqual(objects)
-          for (const text of [inspect(made, { depth: null }), JSON.stringify(made), `${made.objects[0]}`]) {
+          for (const text of [inspect(made, { depth: null }), JSON.stringify(made)]) {
             for (const word of ["sésame", inBase64, key]) expect(text).not.toContain(word)
           }
         }
