@@ -217,6 +217,8 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
 
 /** What an export is made of. */
 export interface ExportOptions {
+  /** When it must be there, by `performance.now()`. */
+  readonly deadline: number
   readonly id: string
   /** Says what it is, for errors. */
   readonly name: string
@@ -237,10 +239,10 @@ export const serve: (
   options: ExportOptions
 ) => Effect.Effect<RunningExport, ServeError, FileSystem.FileSystem | Path.Path> = Effect.fnUntraced(
   function*(program, nodes, options) {
-    const { id, logicalBlockSize, name, numQueues, writable } = options
+    const { deadline, id, logicalBlockSize, name, numQueues, writable } = options
     const socketPath = (yield* Path.Path).join(program.directory, `${id}.sock`)
     yield* checkSocketPath(socketPath)
-    const execute = commands(program, name)
+    const execute = commands(program, name, deadline)
     for (const object of nodes.objects) yield* execute("object-add", Redacted.value(object))
     const iothread = `${id}-iothread`
     if (options.iothread) yield* execute("object-add", { "qom-type": "iothread", id: iothread })
@@ -261,25 +263,31 @@ export const serve: (
 )
 
 /** Runs commands for an image; what is refused is an error of the image. */
-const commands = ({ exitCode, qmp, stderr }: Program, name: string): Backing.Execute => (command, args) =>
-  qmp.execute(command, args).pipe(
-    Effect.catchTags({
-      QmpError: (error) => Refusal.from(error, name),
-      ETIMEDOUT: (error) =>
-        new Errno.ETIMEDOUT({ operation: "open", path: name, detail: `${command}: ${error.detail}`, cause: error }),
-      EPROTO: (error) => new Errno.EIO({ operation: "open", path: name, detail: error.message, cause: error }),
-      // It has ended, or is about to.
-      ENOTCONN: (error) =>
-        Effect.flatMap(
-          Effect.all([Effect.timeoutOption(exitCode, stderrDrainLimit), stderr]),
-          ([code, said]) => {
-            const how = code._tag === "Some" ? `exit code ${code.value}` : "it does not answer any more"
-            const detail = `the daemon ended at ${command}: ${how}: ${said.trim()}`
-            return Effect.fail(new Errno.EIO({ operation: "open", path: name, detail, cause: error }))
-          }
-        )
-    })
-  )
+const commands =
+  ({ exitCode, qmp, stderr }: Program, name: string, deadline: number): Backing.Execute => (command, args) =>
+    qmp.execute(command, args).pipe(
+      // The monitor's own limit is on each answer, and this one on all.
+      Effect.timeoutOrElse({
+        duration: Math.max(0, deadline - performance.now()),
+        orElse: () => Effect.fail(new Errno.ETIMEDOUT({ operation: command, detail: "no answer in time" }))
+      }),
+      Effect.catchTags({
+        QmpError: (error) => Refusal.from(error, name),
+        ETIMEDOUT: (error) =>
+          new Errno.ETIMEDOUT({ operation: "open", path: name, detail: `${command}: ${error.detail}`, cause: error }),
+        EPROTO: (error) => new Errno.EIO({ operation: "open", path: name, detail: error.message, cause: error }),
+        // It has ended, or is about to.
+        ENOTCONN: (error) =>
+          Effect.flatMap(
+            Effect.all([Effect.timeoutOption(exitCode, stderrDrainLimit), stderr]),
+            ([code, said]) => {
+              const how = code._tag === "Some" ? `exit code ${code.value}` : "it does not answer any more"
+              const detail = `the daemon ended at ${command}: ${how}: ${said.trim()}`
+              return Effect.fail(new Errno.EIO({ operation: "open", path: name, detail, cause: error }))
+            }
+          )
+      })
+    )
 
 const checkSocketPath = (path: string) =>
   Buffer.byteLength(path) <= Qmp.socketPathLimit ? Effect.void : new Errno.ENAMETOOLONG({

@@ -293,12 +293,13 @@ export const start: (
         })
       }
     }
-    return yield* launchAndServe(options, (program) =>
+    return yield* launchAndServe(options, (program, deadline) =>
       Effect.forEach(disks, (disk) =>
         Effect.flatMap(
           nodesOf(disk.image, disk.writable ?? !BlockNodes.isReadOnly(disk.image), options, disk.id),
           (nodes) =>
             Program.serve(program, nodes, {
+              deadline,
               id: disk.id,
               name: BlockNodes.nameOf(disk.image),
               writable: disk.writable ?? !BlockNodes.isReadOnly(disk.image),
@@ -326,13 +327,17 @@ const nodesOf = (image: Source, writable: boolean, options: Decoded, id: string)
 /** Starts a program and has it serve. If it fails, nothing is left. */
 const launchAndServe = Effect.fnUntraced(function*<E, R>(
   options: Decoded,
-  serve: (program: Program.Program) => Effect.Effect<Arr.NonEmptyReadonlyArray<Program.RunningExport>, E, R>
+  serve: (
+    program: Program.Program,
+    deadline: number
+  ) => Effect.Effect<Arr.NonEmptyReadonlyArray<Program.RunningExport>, E, R>
 ) {
   const { binary, startTimeout = DEFAULT_START_TIMEOUT, stopTimeout = DEFAULT_STOP_TIMEOUT } = options
+  const deadline = performance.now() + Duration.toMillis(startTimeout)
   const scope = yield* Scope.fork(yield* Effect.scope)
   return yield* Effect.gen(function*() {
     const program = yield* Program.launch({ binary, startTimeout, stopTimeout })
-    const exports = yield* serve(program)
+    const exports = yield* serve(program, deadline)
     return { ...program, exports, socketPath: exports[0].socketPath }
   }).pipe(
     Scope.provide(scope),
@@ -379,11 +384,12 @@ export const transport: (
         const detail = `${crashes} daemons went away, one after another`
         return yield* new Errno.ENOTCONN({ operation, path: name, detail })
       }
-      const daemon = yield* launchAndServe(options, (program) =>
+      const daemon = yield* launchAndServe(options, (program, deadline) =>
         Effect.gen(function*() {
           // Decided once: what has been written since does not make it another image.
           nodes ??= yield* nodesOf(image, !readOnly, options, "disk0")
           const served = yield* Program.serve(program, nodes, {
+            deadline,
             id: "disk0",
             name,
             writable: !readOnly,
