@@ -76,12 +76,14 @@ export const resolve = (
     return { ...resolved, backing: yield* resolveNode(behind, chain) }
   })
 
-  /** Opens an image alone, only to be read. */
+  /**
+   * Opens an image alone, only to be read. Its file, too: closing a qcow2 image that a crash has left dirty would mark it as
+   * clean, and QEMU asserts that who writes to a file that can be written has said so.
+   */
   const probing = ({ file, ...node }: Node): Node => ({
-    ...called(node, probe),
-    "read-only": true,
-    "backing": null,
-    ...(isNode(file) ? { file: called(file, probeFile) } : {})
+    ...onlyRead(node, probe),
+    backing: null,
+    ...(isNode(file) ? { file: onlyRead(file, probeFile) } : {})
   })
   const endProbing = execute("blockdev-del", { "node-name": probe })
 
@@ -154,7 +156,7 @@ export const resolve = (
 const isNode = (child: Schema.Json | undefined): child is Node =>
   typeof child === "object" && child !== null && !Array.isArray(child)
 
-const called = (node: Node, name: string): Node => ({ ...node, "node-name": name })
+const onlyRead = (node: Node, name: string): Node => ({ ...node, "node-name": name, "read-only": true })
 
 /** What the daemon tells of an image. */
 const Told = Schema.Struct({

@@ -401,11 +401,17 @@ export const transport: (
         }))
       const startedAt = performance.now()
       current = daemon
+      const isGone = Effect.sync(() => {
+        if (current === daemon) current = undefined
+      })
+      yield* daemon.exitCode.pipe(Effect.andThen(isGone), Effect.forkScoped)
       yield* Effect.addFinalizer(() =>
-        Effect.sync(() => {
-          if (current === daemon) current = undefined
-          crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
-        })
+        Effect.andThen(
+          isGone,
+          Effect.sync(() => {
+            crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
+          })
+        )
       )
       const connection = yield* Effect.flatMap(viaSocket(daemon.socketPath), (socket) => socket.connect)
       const { released } = connection
