@@ -4,6 +4,7 @@ import { ChildProcess } from "effect/process"
 import { createHash } from "node:crypto"
 import { writeFileSync } from "node:fs"
 import type { Device } from "../../src/BlockDevice.ts"
+import { EIO } from "../../src/Errno.ts"
 import * as ExitCode from "../../src/QemuStorageDaemon/ExitCode.ts"
 import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
 import { make as seeded } from "../../src/SeededRandom.ts"
@@ -12,20 +13,25 @@ import { MiB, mustEnd } from "./daemon.ts"
 
 export const SIZE = 8 * MiB
 
+const attempt = Effect.fnUntraced(function*(program: string, args: ReadonlyArray<string>) {
+  const started = yield* ChildProcess.make(program, args, { stdin: "ignore", forceKillAfter: "1 second" })
+  const [output, code] = yield* Effect.all([
+    started.all.pipe(Stream.decodeText(), Stream.mkString),
+    ExitCode.of(started)
+  ], { concurrency: 2 })
+  if (code !== 0) {
+    return yield* new EIO({ operation: program, detail: `${args.join(" ")}: exit code ${code}: ${output}` })
+  }
+  return output
+}, Effect.scoped)
+
 /** Runs a program, gives what it says, and fails the test where it fails. */
-export const run = Effect.fnUntraced(
-  function*(program: string, ...args: ReadonlyArray<string>) {
-    const started = yield* ChildProcess.make(program, args, { stdin: "ignore", forceKillAfter: "1 second" })
-    const [output, code] = yield* Effect.all([
-      started.all.pipe(Stream.decodeText(), Stream.mkString),
-      ExitCode.of(started)
-    ], { concurrency: 2 })
-    if (code !== 0) return yield* Effect.die(new Error(`${program} ${args.join(" ")}: ${code}: ${output}`))
-    return output
-  },
-  Effect.scoped,
-  Effect.orDie
-)
+export const run = (program: string, ...args: ReadonlyArray<string>) =>
+  attempt(program, args).pipe(
+    // Measured for what a passphrase may cost, and given up where the clock has not moved.
+    Effect.retry({ times: 20, while: ({ message }) => message.includes("Unable to get accurate CPU usage") }),
+    Effect.orDie
+  )
 
 /** A folder that goes with the Scope. */
 export const makeFolder = FileSystem.FileSystem.use((fs) =>
