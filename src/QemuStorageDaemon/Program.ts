@@ -17,7 +17,7 @@ import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as ChildProcess from "effect/process/ChildProcess"
 import type * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
@@ -133,6 +133,8 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
     )
     const monitorPath = path.join(directory, "monitor")
     yield* checkSocketPath(monitorPath)
+    // Older than the daemon, so it closes after it.
+    const afterDaemon = yield* Scope.fork(yield* Effect.scope)
     const daemon = yield* ChildProcess.make(binary, [
       // In this syntax a comma is written twice.
       "--chardev",
@@ -153,7 +155,12 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
         })
       ),
       Effect.ignore,
-      Effect.forkScoped({ startImmediately: true })
+      Effect.forkIn(afterDaemon, { startImmediately: true }),
+      // A pipe that is not read to its end stays open, where its process ended before the reader did.
+      Effect.tap((reader) =>
+        Scope.addFinalizer(afterDaemon, Effect.timeoutOption(Fiber.await(reader), stderrDrainLimit))
+      ),
+      Effect.uninterruptible
     )
     const saying = () => stderr.trim() === "" ? "nothing on stderr" : stderr.trim()
 
