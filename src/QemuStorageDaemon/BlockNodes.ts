@@ -12,7 +12,7 @@ import * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import type * as Schema from "effect/Schema"
 import * as Errno from "../Errno.ts"
-import { type Image, parseNbdUri, type Source } from "./Image.ts"
+import { type Blkdebug, type Image, parseNbdUri, type Source } from "./Image.ts"
 import * as ImageFile from "./ImageFile.ts"
 
 /** A node of QEMU's graph, with those below it inside; without a name. */
@@ -100,6 +100,13 @@ export const keepsCache = (source: Source, direct: boolean): boolean => {
   }
 }
 
+/**
+ * Tells whether an image is best asked for one thing at a time. Of several requests in flight, the curl driver of QEMU 7.2 now
+ * and then leaves one unanswered until another one comes.
+ */
+export const takesOneAtATime = (source: Source): boolean =>
+  typeof source !== "string" && (source._tag === "http" || ("file" in source && takesOneAtATime(source.file)))
+
 /** Says what an image is, for errors: a path, or where it is. */
 export const nameOf = (source: Source): string => {
   if (typeof source === "string") return source
@@ -133,9 +140,8 @@ export const make: (
     return id
   }
   const secret = (key: string, value: Redacted.Redacted | undefined): Node =>
-    value === undefined ? {} : {
-      [key]: object("secret", { format: "base64", data: Buffer.from(Redacted.value(value)).toString("base64") })
-    }
+    value === undefined ? {} : base64(key, Buffer.from(Redacted.value(value)).toString("base64"))
+  const base64 = (key: string, data: string): Node => ({ [key]: object("secret", { format: "base64", data }) })
 
   const file = (name: string, how: Opening) =>
     Effect.map(ImageFile.look(name), ({ isDevice }): Node => ({
@@ -167,7 +173,6 @@ export const make: (
             ...defined({ offset: described.offset, size: described.size })
           }
         case "qcow2": {
-          if (typeof described.file === "string") yield* ImageFile.refuseExternalData(described.file)
           const encrypt = secret("key-secret", described.passphrase)
           return {
             ...all,
@@ -208,7 +213,8 @@ export const make: (
               conf: described.conf === undefined ? undefined : path.resolve(described.conf),
               user: described.user
             }),
-            ...secret("key-secret", described.key)
+            // Ceph's keys are bytes, which librbd is given in base64 again (QEMU: block/rbd.c, qemu_rbd_set_auth).
+            ...(described.key === undefined ? {} : base64("key-secret", Redacted.value(described.key)))
           }
         case "iscsi":
           return {
@@ -257,12 +263,7 @@ export const make: (
           return {
             ...all,
             image: yield* child(described.file, how),
-            "inject-error": described.errors.map(({ errno = 5, once = false, operation, sector }) => ({
-              event: "none",
-              errno,
-              once,
-              ...defined({ iotype: operation, sector })
-            }))
+            ...(described.errors.length === 0 ? {} : { "inject-error": described.errors.map(injected) })
           }
       }
     }
@@ -282,6 +283,13 @@ const defined = (options: Readonly<Record<string, Schema.Json | undefined>>): No
   for (const [name, value] of Object.entries(options)) if (value !== undefined) said[name] = value
   return said
 }
+
+const injected = ({ errno = 5, once = false, operation, sector }: Blkdebug["errors"][number]): Node => ({
+  event: "none",
+  errno,
+  once,
+  ...defined({ iotype: operation, sector })
+})
 
 /** `iopsTotalMax` is `iops-total-max`. */
 const limitsOf = (limits: Readonly<Record<string, number | undefined>>): Node =>

@@ -10,6 +10,7 @@
  * @since 0.1.0
  */
 import type { ByteSize } from "effect/ByteSize"
+import * as Predicate from "effect/Predicate"
 import type { Redacted } from "effect/Redacted"
 import * as Schema from "effect/Schema"
 
@@ -142,7 +143,7 @@ export interface Rbd {
   readonly conf?: string
   /** The user's name without `client.`. Default: the configuration's, or `admin`. */
   readonly user?: string
-  /** The user's key. Default: from the keyring that the configuration names. */
+  /** The user's key as a keyring has it, in base64. Default: from the keyring that the configuration names. */
   readonly key?: Redacted
 }
 
@@ -164,7 +165,10 @@ export interface Iscsi {
   readonly password?: Redacted
   /** This side's qualified name. */
   readonly initiatorName?: string
-  /** How many seconds a request may take; then the connection is made anew. Default 0: for ever. */
+  /**
+   * How many seconds a request may take of a target that is there; then the connection is made anew. Default 0: for ever. One
+   * that is gone is waited for however long that takes: limit requests by `requestTimeout`.
+   */
   readonly timeout?: number
 }
 
@@ -176,7 +180,7 @@ export interface Iscsi {
  */
 export interface Http {
   readonly _tag: "http"
-  /** `http://` or `https://`. */
+  /** `http://` or `https://`, without user or password. */
   readonly url: string
   /** Bytes that are read ahead: a multiple of 512. Default: QEMU's, 256 KiB. */
   readonly readahead?: number
@@ -289,6 +293,29 @@ const Name = Schema.NonEmptyString
  */
 export const Source: Schema.Codec<Source> = Schema.Union([Name, Schema.suspend((): Schema.Codec<Image> => Image)])
 
+/** Deeper nesting is a mistake, or a description that has itself inside. */
+const deepest = 64
+
+/** Where a description has others inside, and where options have descriptions. */
+const inside = ["file", "backing", "image"] as const
+
+/** Tells whether descriptions lie deeper in one another than decoding can follow; of an image, or of options with images. */
+export const isTooDeep = (value: unknown): boolean => {
+  let level = new Set([value])
+  for (let depth = 0; level.size > 0; depth++) {
+    if (depth > deepest) return true
+    const below = new Set<unknown>()
+    for (const one of level) {
+      if (!Predicate.isObject(one)) continue
+      for (const key of inside) if (key in one) below.add(one[key])
+      const { exports } = one
+      if (Array.isArray(exports)) { for (const disk of exports) below.add(disk) }
+    }
+    level = below
+  }
+  return false
+}
+
 const ofFile = { file: Source }
 const overAnother = { ...ofFile, backing: optional(Schema.NullOr(Source)) }
 
@@ -329,7 +356,12 @@ const NbdUri = Schema.String.check(
 )
 
 const HttpUrl = Schema.String.check(
-  Schema.makeFilter((text) => /^https?:$/u.test(URL.parse(text)?.protocol ?? "") || "must be an http or https URL")
+  Schema.makeFilter((text) => {
+    const uri = URL.parse(text)
+    if (uri === null || !/^https?:$/u.test(uri.protocol)) return "must be an http or https URL"
+    // It is in errors, and in what the daemon tells of itself.
+    return (uri.username === "" && uri.password === "") || "must name neither user nor password: say them beside it"
+  })
 )
 
 const Limits = Schema.Struct({

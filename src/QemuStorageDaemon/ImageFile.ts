@@ -62,10 +62,6 @@ const signatures: ReadonlyArray<
 
 const HEADER_BYTES = 512
 
-/** Where a qcow2 image of version 3 says what a reader must know of it (QEMU: docs/interop/qcow2). */
-const QCOW2_INCOMPATIBLE_FEATURES = { offset: 72, end: 80 }
-const QCOW2_EXTERNAL_DATA_FILE = 1n << 2n
-
 /** A file that can be opened as a part of an image. */
 export interface ImageFile {
   readonly isDevice: boolean
@@ -106,17 +102,6 @@ export const formatOf: (path: string) => Effect.Effect<Format, FileError, FileSy
     })
   }
 )
-
-/** Refuses a qcow2 image whose data are in a file that only its header names. */
-export const refuseExternalData: (path: string) => Effect.Effect<void, FileError, FileSystem.FileSystem> = Effect
-  .fnUntraced(function*(path) {
-    const header = yield* readHeader(path)
-    const { end, offset } = QCOW2_INCOMPATIBLE_FEATURES
-    if (header.readUInt8(7) < 3 || header.length < end) return
-    if ((header.readBigUInt64BE(offset) & QCOW2_EXTERNAL_DATA_FILE) === 0n) return
-    const detail = "a qcow2 image whose data are in another file, which its header names: convert it"
-    return yield* new Errno.EINVAL({ operation: "open", path, detail })
-  })
 
 const signatureOf = (path: string) =>
   Effect.map(

@@ -17,7 +17,7 @@ import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as ChildProcess from "effect/process/ChildProcess"
 import type * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
@@ -133,6 +133,8 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
     )
     const monitorPath = path.join(directory, "monitor")
     yield* checkSocketPath(monitorPath)
+    // Older than the daemon, so it closes after it.
+    const afterDaemon = yield* Scope.fork(yield* Effect.scope)
     const daemon = yield* ChildProcess.make(binary, [
       // In this syntax a comma is written twice.
       "--chardev",
@@ -153,7 +155,12 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
         })
       ),
       Effect.ignore,
-      Effect.forkScoped({ startImmediately: true })
+      Effect.forkIn(afterDaemon, { startImmediately: true }),
+      // A pipe that is not read to its end stays open, where its process ended before the reader did.
+      Effect.tap((reader) =>
+        Scope.addFinalizer(afterDaemon, Effect.timeoutOption(Fiber.await(reader), stderrDrainLimit))
+      ),
+      Effect.uninterruptible
     )
     const saying = () => stderr.trim() === "" ? "nothing on stderr" : stderr.trim()
 
@@ -217,6 +224,8 @@ export const launch: (options: LaunchOptions) => Effect.Effect<Program, LaunchEr
 
 /** What an export is made of. */
 export interface ExportOptions {
+  /** When it must be there, by `performance.now()`. */
+  readonly deadline: number
   readonly id: string
   /** Says what it is, for errors. */
   readonly name: string
@@ -237,15 +246,25 @@ export const serve: (
   options: ExportOptions
 ) => Effect.Effect<RunningExport, ServeError, FileSystem.FileSystem | Path.Path> = Effect.fnUntraced(
   function*(program, nodes, options) {
-    const { id, logicalBlockSize, name, numQueues, writable } = options
+    const { deadline, id, logicalBlockSize, name, numQueues, writable } = options
     const socketPath = (yield* Path.Path).join(program.directory, `${id}.sock`)
     yield* checkSocketPath(socketPath)
     const attempting = attempt(program, name)
-    const execute: Backing.Execute = (command, args) => attempting(program.qmp.execute(command, args))
+    const execute: Backing.Execute = (command, args) =>
+      attempting(
+        program.qmp.execute(command, args).pipe(
+          // The monitor's own limit is on each answer, and this one on all.
+          Effect.timeoutOrElse({
+            duration: Math.max(0, deadline - performance.now()),
+            orElse: () => Effect.fail(new Errno.ETIMEDOUT({ operation: command, detail: "no answer in time" }))
+          })
+        )
+      )
     for (const object of nodes.objects) yield* execute("object-add", Redacted.value(object))
     const iothread = `${id}-iothread`
     if (options.iothread) yield* execute("object-add", { "qom-type": "iothread", id: iothread })
-    yield* Backing.add(nodes.node, id, execute, name)
+    const node = yield* Backing.resolve(nodes.node, execute, name)
+    yield* execute("blockdev-add", { ...node, "node-name": id })
     yield* execute("block-export-add", {
       "type": "vhost-user-blk",
       id,

@@ -19,6 +19,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -33,7 +34,7 @@ import * as VhostUser from "../Transport/VhostUser.ts"
 import * as VirtioBlk from "../VirtioBlk.ts"
 import * as BlockNodes from "./BlockNodes.ts"
 import * as Create from "./Create.ts"
-import { Source } from "./Image.ts"
+import { isTooDeep, Source } from "./Image.ts"
 import * as Program from "./Program.ts"
 
 export { Image, Source } from "./Image.ts"
@@ -263,6 +264,12 @@ const decodeTransport = Schema.decodeUnknownEffect(TransportSchema, strictly)
 const wrong = (operation: string) => (error: Schema.SchemaError) =>
   new Errno.EINVAL({ operation, detail: error.message, cause: error })
 
+/** Decoding follows a description as deep as it goes. */
+const refuseDeep = (operation: string, given: unknown): Effect.Effect<void, Errno.EINVAL> =>
+  isTooDeep(given)
+    ? new Errno.EINVAL({ operation, detail: "image: too many descriptions, one in another" })
+    : Effect.void
+
 /**
  * Starts a daemon with several exports, waits until all listen, and ends it with the Scope. A daemon that ends by itself is not
  * started again: `exitCode` tells. An export serves one client at a time; a second one connects and waits.
@@ -291,6 +298,7 @@ export const start: (
   options: StartOptions
 ) => Effect.Effect<Daemon, StartError, Program.Requirements | Scope.Scope> = Effect.fn("QemuStorageDaemon.start")(
   function*(given) {
+    yield* refuseDeep("start", given)
     const { exports, ...options } = yield* decodeStart(given).pipe(Effect.mapError(wrong("start")))
     const disks = Arr.map(exports, (disk, index) => ({ ...disk, id: disk.id ?? `disk${index}` }))
     for (const [index, { id }] of disks.entries()) {
@@ -301,12 +309,13 @@ export const start: (
         })
       }
     }
-    return yield* launchAndServe(options, (program) =>
+    return yield* launchAndServe(options, (program, deadline) =>
       Effect.forEach(disks, (disk) =>
         Effect.flatMap(
           nodesOf(disk.image, disk.writable ?? !BlockNodes.isReadOnly(disk.image), options, disk.id),
           (nodes) =>
             Program.serve(program, nodes, {
+              deadline,
               id: disk.id,
               name: BlockNodes.nameOf(disk.image),
               writable: disk.writable ?? !BlockNodes.isReadOnly(disk.image),
@@ -334,13 +343,20 @@ const nodesOf = (image: Source, writable: boolean, options: Decoded, id: string)
 /** Starts a program and has it serve. If it fails, nothing is left. */
 const launchAndServe = Effect.fnUntraced(function*<E, R>(
   options: Decoded,
-  serve: (program: Program.Program) => Effect.Effect<Arr.NonEmptyReadonlyArray<Program.RunningExport>, E, R>
+  serve: (
+    program: Program.Program,
+    deadline: number
+  ) => Effect.Effect<Arr.NonEmptyReadonlyArray<Program.RunningExport>, E, R>
 ) {
   const { binary, startTimeout = DEFAULT_START_TIMEOUT, stopTimeout = DEFAULT_STOP_TIMEOUT } = options
+  const deadline = performance.now() + Duration.toMillis(startTimeout)
   const scope = yield* Scope.fork(yield* Effect.scope)
   return yield* Effect.gen(function*() {
     const program = yield* Program.launch({ binary, startTimeout, stopTimeout })
-    const exports = yield* serve(program)
+    const exports = yield* serve(program, deadline).pipe(
+      // One that hangs does not hear that it is to end.
+      Effect.tapError((error) => Predicate.isTagged(error, "ETIMEDOUT") ? program.kill("SIGKILL") : Effect.void)
+    )
     return { ...program, exports, socketPath: exports[0].socketPath }
   }).pipe(
     Scope.provide(scope),
@@ -364,6 +380,7 @@ export const transport: (
 ) => Effect.Effect<ImageTransport, Errno.EINVAL, Program.Requirements> = Effect.fnUntraced(
   function*(given, { restart = DEFAULT_RESTART, ...others } = {}) {
     const operation = "qemu-storage-daemon"
+    yield* refuseDeep(operation, given)
     const { image, ...options } = yield* decodeTransport({ ...others, image: given }).pipe(
       Effect.mapError(wrong(operation))
     )
@@ -386,11 +403,12 @@ export const transport: (
         const detail = `${crashes} daemons went away, one after another`
         return yield* new Errno.ENOTCONN({ operation, path: name, detail })
       }
-      const daemon = yield* launchAndServe(options, (program) =>
+      const daemon = yield* launchAndServe(options, (program, deadline) =>
         Effect.gen(function*() {
           // Decided once: what has been written since does not make it another image.
           nodes ??= yield* nodesOf(image, !readOnly, options, "disk0")
           const served = yield* Program.serve(program, nodes, {
+            deadline,
             id: "disk0",
             name,
             writable: !readOnly,
@@ -402,19 +420,21 @@ export const transport: (
         }))
       const startedAt = performance.now()
       current = daemon
-      yield* Effect.addFinalizer(() =>
-        Effect.sync(() => {
-          if (current === daemon) current = undefined
-          crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
-        })
-      )
+      const isGone = Effect.sync(() => {
+        if (current === daemon) current = undefined
+      })
+      yield* daemon.exitCode.pipe(Effect.andThen(isGone), Effect.forkScoped)
+      yield* Effect.addFinalizer(() => isGone)
       const connection = yield* Effect.flatMap(viaSocket(daemon.socketPath), (socket) => socket.connect)
-      const { released } = connection
-      if (released === undefined) return connection
-      // One that hangs does not let go by itself, and one that is connected does not end.
+      const { maxQueueSize, released = Effect.void } = connection
+      const lost = Effect.sync(() => {
+        crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
+      })
       return {
         ...connection,
-        released: Effect.all([released, daemon.stop], { concurrency: "unbounded", discard: true })
+        maxQueueSize: BlockNodes.takesOneAtATime(image) ? 1 : maxQueueSize,
+        // One that hangs does not let go by itself, and one that is connected does not end.
+        released: Effect.all([lost, released, daemon.stop], { concurrency: "unbounded", discard: true })
       }
     }).pipe(Effect.provideContext(services))
 

@@ -32,18 +32,22 @@ const phrases: ReadonlyArray<readonly [phrase: RegExp, make: Make]> = [
   // One that is locked says which lock it was, and no errno.
   [/^Failed to get (?:shared )?".*" lock/u, (fields) => new Errno.EBUSY(fields)],
   [/Invalid password|No keyslots? (?:can be|is) unlocked/u, (fields) => new Errno.EACCES(fields)],
+  [/No such device or address/u, (fields) => new Errno.ENXIO(fields)],
   [/No such file or directory|No such device\b/u, (fields) => new Errno.ENOENT(fields)],
   [/Permission denied/u, (fields) => new Errno.EACCES(fields)],
   [/Operation not permitted/u, (fields) => new Errno.EPERM(fields)],
   [/Is a directory/u, (fields) => new Errno.EISDIR(fields)],
   [/Not a directory/u, (fields) => new Errno.ENOTDIR(fields)],
-  [/No such device or address/u, (fields) => new Errno.ENXIO(fields)],
   [/Cannot allocate memory/u, (fields) => new Errno.ENOMEM(fields)],
   [/Connection refused|Couldn't connect to server/u, (fields) => new Errno.ECONNREFUSED(fields)],
   [/timed out|Timeout was reached/u, (fields) => new Errno.ETIMEDOUT(fields)],
-  [/Operation not supported|does not support writes|not supported/u, (fields) => new Errno.ENOTSUP(fields)],
   [
-    /not in .+ format|invalid VMDK|Invalid argument|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a (?:multiple|power of two)/u,
+    /Operation not supported|does not support writes|[Nn]ot supported|^Unsupported |Server does not support|snapshots are read-only/u,
+    (fields) => new Errno.ENOTSUP(fields)
+  ],
+  [/namespace '.*' does not exist|returned error: 404|Target not found/u, (fields) => new Errno.ENOENT(fields)],
+  [
+    /[Nn]ot in .+ format|invalid VMDK|Invalid argument|No encryption in image header|compatibility level|Parameter '.+' |[Nn]ot a .+ image|must be a (?:multiple|power of two)/u,
     (fields) => new Errno.EINVAL(fields)
   ]
 ]

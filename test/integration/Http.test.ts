@@ -9,8 +9,8 @@ import { describe, expect } from "@effect/vitest"
 import { Effect } from "effect"
 import { randomFillSync } from "node:crypto"
 import * as Http from "node:http"
-import { KiB, MiB, onBackend, open, serve } from "../support/daemon.ts"
-import { exportNode } from "../support/daemonNode.ts"
+import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
+import { KiB, MiB, onBackend } from "../support/daemon.ts"
 import { leavesNothing } from "../support/resources.ts"
 import { qsdIsHere } from "./requirement.ts"
 
@@ -65,25 +65,13 @@ const serveFile = ({ acceptsRanges = true }: { readonly acceptsRanges?: boolean 
       )
   ).pipe(Effect.map(({ web }) => web))
 
-/** A daemon with nothing of interest, to make nodes in. */
-const daemon = serve({ exports: [{ image: { _tag: "null-co", size: MiB } }] })
+const imageAt = (url: string) => ({ _tag: "http", url }) as const
 
-const nodeOf = (url: string) => ({ driver: "http", url, "read-only": true })
-
-/** One request at a time: of several, the driver of QEMU 7.2 leaves one unanswered now and then although it has its data. */
-const openDisk = Effect.fnUntraced(function*(url: string) {
-  const { socketPath } = yield* exportNode(yield* daemon, "web", nodeOf(url), { writable: false })
-  return yield* open(socketPath, { readOnly: true, queueSize: 1 })
-})
-
-/** Asks the driver itself: the daemon finds out that it is missing only when it is used. */
+/** The daemon finds out that the driver is missing only when it is used. */
 const driverIsHere = Effect.gen(function*() {
-  const { qmp } = yield* daemon
-  const error = yield* Effect.flip(
-    qmp.execute("blockdev-add", { "node-name": "none", ...nodeOf("http://127.0.0.1:1/") })
-  )
-  return !error.message.includes("Unknown driver")
-})
+  const error = yield* Effect.flip(QemuStorageDaemon.make(imageAt("http://127.0.0.1:1/")))
+  return error._tag !== "ENOTSUP"
+}).pipe(Effect.scoped)
 
 const httpIsHere = qsdIsHere
   && await Effect.runPromise(leavesNothing(driverIsHere).pipe(Effect.provide(NodeServices.layer)))
@@ -101,8 +89,9 @@ describe.skipIf(!httpIsHere)("an image on a web server", () => {
   onBackend("is read as the server has it, by ranges", () =>
     Effect.gen(function*() {
       const web = yield* serveFile()
-      const disk = yield* openDisk(web.url)
+      const disk = yield* QemuStorageDaemon.make(imageAt(web.url))
       expect(disk.capacity).toBe(content.length)
+      expect(disk.queue(0).size).toBe(1)
       expect(Buffer.compare(yield* disk.readBytes(0, content.length), content)).toBe(0)
       expect(web.ranges).not.toHaveLength(0)
       expect(web.ranges).not.toContain("all")
@@ -115,19 +104,19 @@ describe.skipIf(!httpIsHere)("an image on a web server", () => {
   onBackend("is not written", () =>
     Effect.gen(function*() {
       const web = yield* serveFile()
-      const disk = yield* openDisk(web.url)
+      const disk = yield* QemuStorageDaemon.make(imageAt(web.url))
       expect(disk.readOnly).toBe(true)
       expect(yield* Effect.flip(disk.write(0, [new Uint8Array(512)]))).toMatchObject({ _tag: "EBADF" })
-      const error = yield* Effect.flip(
-        exportNode(yield* daemon, "web", { ...nodeOf(web.url), "read-only": false }, { writable: false })
-      )
-      expect(error).toMatchObject({ _tag: "QmpError", desc: "curl driver does not support writes" })
+      expect(yield* Effect.flip(QemuStorageDaemon.make(imageAt(web.url), { readOnly: false }))).toMatchObject({
+        _tag: "ENOTSUP",
+        path: web.url
+      })
     }))
 
   onBackend("has an error for what the server cannot give, and goes on", () =>
     Effect.gen(function*() {
       const web = yield* serveFile()
-      const disk = yield* openDisk(web.url)
+      const disk = yield* QemuStorageDaemon.make(imageAt(web.url))
       web.status = 500
       expect(yield* Effect.flip(disk.readBytes(2 * MiB, 4 * KiB))).toMatchObject({ _tag: "EIO", offset: 2 * MiB })
       web.status = undefined
@@ -137,13 +126,10 @@ describe.skipIf(!httpIsHere)("an image on a web server", () => {
   onBackend("is refused where there is none, and where the server knows no ranges", () =>
     Effect.gen(function*() {
       const web = yield* serveFile()
-      const { qmp } = yield* daemon
-      const refusal = (url: string) => Effect.flip(qmp.execute("blockdev-add", { "node-name": "web", ...nodeOf(url) }))
-      expect(yield* refusal(`${web.url}-not`)).toMatchObject({ desc: expect.stringContaining("404") })
+      const refusal = (url: string) => Effect.flip(QemuStorageDaemon.make(imageAt(url)))
+      expect(yield* refusal(`${web.url}-not`)).toMatchObject({ _tag: "ENOENT" })
       const plain = yield* serveFile({ acceptsRanges: false })
-      expect(yield* refusal(plain.url)).toMatchObject({ desc: expect.stringContaining("does not support 'range'") })
-      expect(yield* refusal("http://127.0.0.1:1/disk")).toMatchObject({
-        desc: expect.stringContaining("Couldn't connect to server")
-      })
+      expect(yield* refusal(plain.url)).toMatchObject({ _tag: "ENOTSUP", path: plain.url })
+      expect(yield* refusal("http://127.0.0.1:1/disk")).toMatchObject({ _tag: "ECONNREFUSED" })
     }))
 })
