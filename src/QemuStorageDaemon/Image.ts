@@ -173,7 +173,8 @@ export interface Iscsi {
 }
 
 /**
- * A file of a web server that answers ranges; always read-only.
+ * A file of a web server that answers ranges; always read-only. Its device has a `queueSize` of 1 unless somebody says otherwise:
+ * of several requests at a time, QEMU's driver (7.2) may leave one unanswered.
  *
  * @category models
  * @since 0.1.0

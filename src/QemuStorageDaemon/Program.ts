@@ -295,8 +295,8 @@ export const attempt = ({ exitCode, stderr }: Program, name: string) =>
       Effect.flatMap(
         Effect.all([Effect.timeoutOption(exitCode, stderrDrainLimit), stderr]),
         ([code, said]) => {
-          const how = code._tag === "Some" ? `it ended with exit code ${code.value}` : "it does not answer any more"
-          return Effect.fail(new Errno.EIO({ ...fields, detail: `the daemon: ${how}: ${said.trim()}`, cause }))
+          const how = code._tag === "Some" ? `ended with exit code ${code.value}` : "closed its monitor"
+          return Effect.fail(new Errno.EIO({ ...fields, detail: `the daemon ${how}: ${said.trim()}`, cause }))
         }
       )
   })

@@ -426,13 +426,12 @@ export const transport: (
       yield* daemon.exitCode.pipe(Effect.andThen(isGone), Effect.forkScoped)
       yield* Effect.addFinalizer(() => isGone)
       const connection = yield* Effect.flatMap(viaSocket(daemon.socketPath), (socket) => socket.connect)
-      const { maxQueueSize, released = Effect.void } = connection
+      const { released = Effect.void } = connection
       const lost = Effect.sync(() => {
         crashes = performance.now() - startedAt < STEADY_MS ? crashes + 1 : 0
       })
       return {
         ...connection,
-        maxQueueSize: BlockNodes.takesOneAtATime(image) ? 1 : maxQueueSize,
         // One that hangs does not let go by itself, and one that is connected does not end.
         released: Effect.all([lost, released, daemon.stop], { concurrency: "unbounded", discard: true })
       }
@@ -470,7 +469,12 @@ const open = Effect.fnUntraced(function*(image: Source, options: Options) {
     queues: Math.max(1, numQueues + numPollQueues),
     ...Struct.omit(options, deviceKeys)
   })
-  return { recipe, disk: yield* VirtioBlk.make(recipe, { ...device, readOnly: recipe.readOnly }) }
+  const disk = yield* VirtioBlk.make(recipe, {
+    ...(BlockNodes.takesOneAtATime(image) ? { queueSize: 1 } : {}),
+    ...device,
+    readOnly: recipe.readOnly
+  })
+  return { recipe, disk }
 })
 
 /**

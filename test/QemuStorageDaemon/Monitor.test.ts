@@ -79,7 +79,7 @@ describe("a monitor", () => {
     ["that says something else", "EIO", "not a message of QMP", {
       onCommand: at("blockdev-add", "client.write('what?\\n')")
     }],
-    ["that closes", "EIO", "the daemon ended at blockdev-add", { onCommand: at("blockdev-add", "client.destroy()") }],
+    ["that closes", "EIO", "the daemon closed its monitor", { onCommand: at("blockdev-add", "client.destroy()") }],
     ["whose daemon ends as it opens the image", "EIO", "exit code 7: bad day", {
       onCommand: at("blockdev-add", "require('fs').writeSync(2, 'bad day'); process.exit(7)")
     }],

@@ -175,7 +175,7 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
         yield* refused("EINVAL", "must be one of", "base", "qcow")
         yield* refused("EINVAL", "a FIFO", "pipe", "raw")
         yield* refused("EISDIR", "must be a file", "folder", "raw")
-        yield* refused("ENOENT", "none", "none", "raw")
+        yield* refused("ENOENT", "no such file", "none", "raw")
         yield* refused("EINVAL", "not in qcow2 format", "base", "qcow2")
         // qemu-img of today does not make one without a format: version 2 of the header, and no extension after it.
         const silent = yield* over("base", "raw")
