@@ -527,5 +527,9 @@ export const fromNumber = <const T extends Tag>(
   return new EIO({ ...error, cause: new Error(`${nameOf(errno)} (errno ${errno})`, { cause: error.cause }) })
 }
 
+/** The errno, positive, that an error of Node's has, or 0. @internal */
+export const numberOf = (cause: unknown): number =>
+  cause instanceof Error && "errno" in cause && typeof cause.errno === "number" ? -cause.errno : 0
+
 const nameOf = (errno: number): string =>
   Object.entries(constants.errno).find(([, number]) => number === errno)?.[0] ?? "unknown errno"

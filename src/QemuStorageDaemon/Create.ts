@@ -110,9 +110,7 @@ export const create: (
 )
 
 const refused = (path: string) => (error: PlatformError.PlatformError): CreateError => {
-  const cause: unknown = error.reason.cause
-  const errno = cause instanceof Error && "errno" in cause && typeof cause.errno === "number" ? -cause.errno : 0
   const tags = ["EEXIST", "ENOENT", "EACCES", "EISDIR", "ENOTDIR", "ELOOP"] as const
   const what = error.reason._tag === "AlreadyExists" ? "there is a file, which is not overwritten" : error.message
-  return Errno.fromNumber(errno, tags, { operation, path, detail: what, cause: error })
+  return Errno.fromNumber(Errno.numberOf(error.reason.cause), tags, { operation, path, detail: what, cause: error })
 }

@@ -121,10 +121,12 @@ const readHeader = Effect.fnUntraced(function*(path: string) {
 }, Effect.scoped)
 
 const refused = (path: string) => (error: PlatformError.PlatformError): FileError => {
-  const cause: unknown = error.reason.cause
-  const errno = cause instanceof Error && "errno" in cause && typeof cause.errno === "number" ? -cause.errno : 0
   const fields = { operation: "open", path, detail: whatIs(error), cause: error }
-  return Errno.fromNumber(errno, ["ENOENT", "EACCES", "EISDIR", "ENOTDIR", "ELOOP"], fields)
+  return Errno.fromNumber(
+    Errno.numberOf(error.reason.cause),
+    ["ENOENT", "EACCES", "EISDIR", "ENOTDIR", "ELOOP"],
+    fields
+  )
 }
 
 const whatIs = (error: PlatformError.PlatformError): string => {

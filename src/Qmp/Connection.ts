@@ -18,7 +18,7 @@ import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import type * as Take from "effect/Take"
 import * as Socket from "effect/socket/Socket"
-import { EIO, ENAMETOOLONG, ENOTCONN, EPROTO, ETIMEDOUT, fromNumber } from "../Errno.ts"
+import { ENAMETOOLONG, ENOTCONN, EPROTO, ETIMEDOUT, fromNumber, numberOf } from "../Errno.ts"
 import { type ConnectError, type ConnectionError, QmpError } from "./QmpError.ts"
 
 /**
@@ -244,10 +244,10 @@ export const make = Effect.fnUntraced(function*(
   }
 })
 
-const connectError = (path: string, error: Socket.SocketError) => {
-  const cause: unknown = error.reason.cause
-  const fields = { operation: "connect", path, detail: "no monitor can be reached", cause: error }
-  return cause instanceof Error && "errno" in cause && typeof cause.errno === "number"
-    ? fromNumber(-cause.errno, ["ENOENT", "ECONNREFUSED", "EACCES"], fields)
-    : new EIO(fields)
-}
+const connectError = (path: string, error: Socket.SocketError) =>
+  fromNumber(numberOf(error.reason.cause), ["ENOENT", "ECONNREFUSED", "EACCES"], {
+    operation: "connect",
+    path,
+    detail: "no monitor can be reached",
+    cause: error
+  })

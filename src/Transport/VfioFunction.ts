@@ -62,7 +62,7 @@ export const find = (directory: string): Effect.Effect<PciFunction, FindError> =
     },
     catch: (error) => {
       if (error instanceof Errno.ENODEV) return error
-      return Errno.fromNumber(errnoOf(error), ["ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EACCES"], {
+      return Errno.fromNumber(Errno.numberOf(error), ["ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EACCES"], {
         operation: CONNECT,
         path: directory,
         detail: "there is no such PCI device",
@@ -71,9 +71,6 @@ export const find = (directory: string): Effect.Effect<PciFunction, FindError> =
     }
   })
 
-const errnoOf = (error: unknown): number =>
-  error instanceof Error && "errno" in error && typeof error.errno === "number" ? -error.errno : 0
-
 const ENOENT = 2
 
 /** What is read, where it is there. */
@@ -81,7 +78,7 @@ const optional = <A>(read: () => A): A | undefined => {
   try {
     return read()
   } catch (error) {
-    if (errnoOf(error) === ENOENT) return undefined
+    if (Errno.numberOf(error) === ENOENT) return undefined
     throw error
   }
 }

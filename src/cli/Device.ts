@@ -90,7 +90,10 @@ export const parse = (text: string): Effect.Effect<Device, UsageError, Requireme
 
 /** The phase in which a property is set; what cannot be set at all is refused in the first. */
 const phaseOf = (name: string): Phase =>
-  describe.find((property) => property.name === name.replaceAll("_", "-"))?.settable[0] ?? "created"
+  describe.find((property) => property.name === nameOf(name))?.settable[0] ?? "created"
+
+/** A property's name, in which an underscore stands for a dash. */
+const nameOf = (name: string): string => name.replaceAll("_", "-")
 
 /** Splits at commas; two of them, from the left, are one of the text. An argument of a program holds no zero byte. */
 const split = (text: string): ReadonlyArray<string> =>
@@ -121,7 +124,7 @@ const read = (text: string): Effect.Effect<Omit<Device, "path">, Errno.ENOENT | 
     const { create } = argument
     return Effect.succeed({
       settings,
-      transport: (set) => argument.transport(options, new Map(set)),
+      transport: (set) => argument.transport(options, new Map(set.map(([name, value]) => [nameOf(name), value]))),
       ...(create === undefined ? {} : { create: (size: number) => create(options, size) })
     })
   })
