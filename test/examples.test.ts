@@ -9,12 +9,12 @@ import { ChildProcess, ChildProcessSpawner } from "effect/process"
 import { createHash } from "node:crypto"
 import { closeSync, openSync, readdirSync, readFileSync, writeFileSync, writeSync } from "node:fs"
 import { createServer as createHttpServer } from "node:http"
-import { createServer } from "node:net"
 import { DiskImage } from "../src/testing/index.ts"
 import { inUse } from "./cli/stores.ts"
 import { qsdIsHere } from "./integration/requirement.ts"
 import { forEachBackend, serveRaw, serveRawApart } from "./support/backends.ts"
 import { imagePath, MiB, onBackend, open } from "./support/daemon.ts"
+import { freePort } from "./support/freePort.ts"
 import { startProgram } from "./support/program.ts"
 
 const start = (name: string, args: ReadonlyArray<string>, environment?: { readonly [name: string]: string }) =>
@@ -56,13 +56,6 @@ const fill = (path: string, offset: number, length: number, value: number) =>
     writeSync(file, Buffer.alloc(length, value), 0, length, offset)
     closeSync(file)
   })
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
 
 describe.skipIf(!qsdIsHere)("examples that start qemu-storage-daemon", () => {
   onBackend("03_hash_qcow2", () =>

@@ -280,6 +280,9 @@ export type Image =
   | Throttle
   | Blkdebug
 
+/** A size in bytes: a whole number, or Effect's ByteSize. */
+export const Size = Schema.Union([Schema.Natural, Schema.ByteSize])
+
 const optional = Schema.optionalKey
 const Count = Schema.Natural
 const Sectors = Schema.Natural.check(Schema.isMultipleOf(512))
@@ -433,7 +436,7 @@ export const Image: Schema.Codec<Image> = Schema.Union([
     cookie: optional(Secret)
   }),
   Schema.TaggedStruct("null-co", {
-    size: Schema.Union([Schema.Natural, Schema.ByteSize]),
+    size: Size,
     readZeroes: optional(Schema.Boolean),
     latencyMs: optional(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0)))
   }),

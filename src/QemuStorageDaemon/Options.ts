@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as Errno from "../Errno.ts"
 import type { ReconnectOptions } from "../Transport/ReconnectPolicy.ts"
-import { isTooDeep, Source } from "./Image.ts"
+import { isTooDeep, Size, Source } from "./Image.ts"
 
 /**
  * How a daemon is run, and how it opens its images.
@@ -156,7 +156,7 @@ const TransportSchema = Schema.Struct({
 
 const CreateSchema = Schema.Struct({
   image: Source,
-  size: Schema.Union([Schema.Natural, Schema.ByteSize]).check(
+  size: Size.check(
     Schema.makeFilter((size) => Number(size) % 512 === 0 || "must be a multiple of 512")
   ),
   layout: optional(Schema.JsonObject),

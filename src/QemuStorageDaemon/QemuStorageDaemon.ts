@@ -51,7 +51,8 @@ export type { CreateOptions, DaemonOptions, Export, StartOptions, TransportOptio
 export type { LaunchError, Requirements, RunningExport } from "./Program.ts"
 
 /**
- * All that can be chosen of a device on an image. Its queues are as many as the daemon's, if nobody says otherwise.
+ * All that can be chosen of a device on an image. The daemon offers as many queues as the device drives, unless `queues` says
+ * otherwise.
  *
  * @category models
  * @since 0.1.0

@@ -38,12 +38,19 @@ export interface JobCommand<Args> {
 }
 
 /** Declares a command, and what it returns unless that is nothing. */
-export const command = <Args, Returned = void>(
+export function command<Args>(name: string, args: Schema.Codec<Args, unknown>): Command<Args, void>
+export function command<Args, Returned>(
   name: string,
   args: Schema.Codec<Args, unknown>,
-  // Without one there is nothing to infer `Returned` from, so it is void.
-  returns: Schema.Codec<Returned, unknown> = Schema.Void as unknown as Schema.Codec<Returned, unknown>
-): Command<Args, Returned> => ({ name, args, returns, startsJob: false })
+  returns: Schema.Codec<Returned, unknown>
+): Command<Args, Returned>
+export function command<Args>(
+  name: string,
+  args: Schema.Codec<Args, unknown>,
+  returns: Schema.Codec<unknown, unknown> = Schema.Void
+): Command<Args, unknown> {
+  return { name, args, returns, startsJob: false }
+}
 
 /** Declares a command that has no arguments. */
 export const query = <Returned>(

@@ -16,6 +16,7 @@ import * as ChildProcess from "effect/process/ChildProcess"
 import type * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
 import { EINVAL, EIO, ENOENT } from "../Errno.ts"
 import * as ExitCode from "../QemuStorageDaemon/ExitCode.ts"
+import { Size } from "../QemuStorageDaemon/Image.ts"
 
 /**
  * The formats of images that can be created here.
@@ -24,14 +25,6 @@ import * as ExitCode from "../QemuStorageDaemon/ExitCode.ts"
  * @since 0.1.0
  */
 export type Format = "raw" | "qcow2"
-
-/**
- * A size in bytes: a whole number, or Effect's ByteSize.
- *
- * @category models
- * @since 0.1.0
- */
-export const Size = Schema.Union([Schema.Natural, Schema.ByteSize])
 
 /**
  * Creates a raw image of zeros that takes no room yet. What was at that path is replaced.

@@ -46,7 +46,7 @@ describe.skipIf(!nbdkitIsHere)("a disk far away", () => {
           const { folder, image, socket } = yield* makeImage
           // There are errors as long as this file is there.
           const trigger = `${folder}/ill`
-          yield* start(image, socket, ["error"], [`error=${errno}`, "error-rate=5%", `error-file=${trigger}`])
+          yield* start(image, { socket }, ["error"], [`error=${errno}`, "error-rate=5%", `error-file=${trigger}`])
           const disk = yield* openPassedOn(socket)
           writeFileSync(trigger, "")
           const findings = new Findings()
@@ -71,7 +71,7 @@ describe.skipIf(!nbdkitIsHere)("a disk far away", () => {
   onBackend("that takes its time is waited for", () =>
     withSeed(Effect.fnUntraced(function*(below) {
       const { image, socket } = yield* makeImage
-      yield* start(image, socket, ["delay"], ["rdelay=20ms", "wdelay=30ms"])
+      yield* start(image, { socket }, ["delay"], ["rdelay=20ms", "wdelay=30ms"])
       const disk = yield* openPassedOn(socket)
       const findings = new Findings()
       yield* exercise(disk, findings, {
@@ -89,7 +89,7 @@ describe.skipIf(!nbdkitIsHere)("a disk far away", () => {
     () =>
       Effect.gen(function*() {
         const { image, socket } = yield* makeImage
-        yield* start(image, socket, ["delay"], ["wdelay=3"])
+        yield* start(image, { socket }, ["delay"], ["wdelay=3"])
         const disk = yield* openPassedOn(socket, { deviceTimeout: "300 millis", closeTimeout: "100 millis" })
         const { bytes } = yield* disk.allocate(BLOCK_BYTES)
         yield* disk.queue(0).read(0, bytes)
@@ -100,7 +100,7 @@ describe.skipIf(!nbdkitIsHere)("a disk far away", () => {
   onBackend("that goes away fails requests with EIO, and serves them when it is back", () =>
     Effect.gen(function*() {
       const { image, socket } = yield* makeImage
-      const first = yield* start(image, socket, [], [])
+      const first = yield* start(image, { socket })
       const disk = yield* openPassedOn(socket)
       const { bytes } = yield* disk.allocate(BLOCK_BYTES)
       const write = disk.queue(0).write(0, bytes.fill(7))
@@ -109,7 +109,7 @@ describe.skipIf(!nbdkitIsHere)("a disk far away", () => {
       expect(yield* Effect.flip(write)).toMatchObject({ _tag: "EIO" })
       expect(yield* Effect.flip(disk.queue(1).read(0, bytes))).toMatchObject({ _tag: "EIO" })
       rmSync(socket, { force: true })
-      yield* start(image, socket, [], [])
+      yield* start(image, { socket })
       // The daemon's client may have to find out by a request that is lost.
       yield* Effect.retry(write, { times: 20, schedule: Schedule.spaced(100) })
       yield* disk.queue(1).read(0, bytes.fill(0))

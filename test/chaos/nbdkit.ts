@@ -26,35 +26,39 @@ if (!nbdkitIsHere) {
 
 const POLL_MS = 5
 
-/** Serves an image file through filters at a socket until the Scope closes; `settings` are those of the filters. */
+/** Where a server listens. */
+export type Place = { readonly socket: string } | { readonly port: number }
+
+/** Serves an image file through filters until the Scope closes; `settings` are those of the filters. */
 export const start = Effect.fnUntraced(function*(
   image: string,
-  socketPath: string,
-  filters: ReadonlyArray<string>,
-  settings: ReadonlyArray<string>
+  place: Place,
+  filters: ReadonlyArray<string> = [],
+  settings: ReadonlyArray<string> = []
 ) {
   const fs = yield* FileSystem.FileSystem
   const folder = yield* fs.makeTempDirectoryScoped({ prefix: "blkio-nbd-" })
   // Written once it listens.
   const pidFile = `${folder}/pid`
+  // One that was killed has left it.
+  if ("socket" in place) yield* fs.remove(place.socket, { force: true })
   const server = yield* ChildProcess.make("nbdkit", [
     "--foreground",
     "--exit-with-parent",
-    "--unix",
-    socketPath,
     "--pidfile",
     pidFile,
+    ...("socket" in place ? ["--unix", place.socket] : ["--ipaddr", "127.0.0.1", "--port", String(place.port)]),
     ...filters.map((filter) => `--filter=${filter}`),
     "file",
     image,
     ...settings
   ], { stdin: "ignore", stdout: "ignore", stderr: "ignore", forceKillAfter: "1 second" })
   while (!existsSync(pidFile)) yield* Effect.sleep(POLL_MS)
+  const signal = (name: NodeJS.Signals) => Effect.sync(() => process.kill(server.pid, name))
   return {
+    stop: signal("SIGSTOP"),
+    goOn: signal("SIGCONT"),
     /** Ends it at once. */
-    kill: Effect.andThen(
-      Effect.sync(() => process.kill(server.pid, "SIGKILL")),
-      Effect.asVoid(ExitCode.of(server))
-    )
+    kill: Effect.andThen(signal("SIGKILL"), Effect.asVoid(ExitCode.of(server)))
   }
 }, Effect.orDie)

@@ -170,8 +170,8 @@ describe.skipIf(!nbdkitIsHere)("an NBD export as a DEVICE", () => {
       const { hash, path, raw } = yield* makeImages
       const copied = path("copy.raw")
       run("truncate", "-s", String(32 * MiB), copied)
-      yield* startNbdkit(raw, path("source"), [], [])
-      yield* startNbdkit(copied, path("target"), [], [])
+      yield* startNbdkit(raw, { socket: path("source") })
+      yield* startNbdkit(copied, { socket: path("target") })
       const source = `nbd+unix:///?socket=${path("source")}`
       const target = `nbd:nbd+unix:///?socket=${path("target")},reconnect-delay=5`
       expect((yield* blkio("hash", source)).stdout).toBe(`${hash}  ${source}\n`)

@@ -7,7 +7,7 @@
 import { Effect, FileSystem, Schedule, Stream } from "effect"
 import { ChildProcess, ChildProcessSpawner } from "effect/process"
 import { chownSync, globSync } from "node:fs"
-import { freePort } from "../../examples/cluster/Cluster.ts"
+import { freePort } from "../support/freePort.ts"
 
 /** Where Debian has the programs, of each version its own; the newest last. */
 const folder = globSync("/usr/lib/postgresql/*/bin/initdb").toSorted().at(-1)?.replace(/\/initdb$/u, "")

@@ -11,11 +11,12 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "nod
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { rolldown } from "rolldown"
-import { Database, freePort } from "../../examples/cluster/Cluster.ts"
+import { Database } from "../../examples/cluster/Cluster.ts"
 import { make as random } from "../../src/SeededRandom.ts"
 import { DiskImage } from "../../src/testing/index.ts"
 import { qsdIsHere } from "../integration/requirement.ts"
 import { imagePath, KiB, MiB, onBackend } from "../support/daemon.ts"
+import { freePort } from "../support/freePort.ts"
 import { startProgram } from "../support/program.ts"
 
 /**

@@ -13,6 +13,7 @@ import { MiB, onBackend } from "../support/daemon.ts"
 import { withVariable } from "../support/environment.ts"
 import {
   convert,
+  createQcow2,
   encrypted,
   hash,
   hashThrough,
@@ -88,8 +89,7 @@ describe.skipIf(!qsdIsHere)("the same content through", () => {
       mkdirSync(`${folder}/b, c`)
       const [base, middle, top] = [`${folder}/base`, `${folder}/a/middle.img`, `${folder}/b, c/top.qcow2`] as const
       writeFileSync(base, content)
-      const create = (path: string, backing: string, format: string) =>
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", format, path)
+      const create = (path: string, backing: string, format: string) => createQcow2("-b", backing, "-F", format, path)
       yield* create(middle, "../base", "raw")
       yield* create(top, "../a/middle.img", "qcow2")
       const write = (path: string, byte: number, at: number) => {
@@ -103,7 +103,7 @@ describe.skipIf(!qsdIsHere)("the same content through", () => {
       // Described, it need not be what the image names.
       const other = `${folder}/other.raw`
       writeFileSync(other, makeContent(2))
-      yield* run("qemu-img", "create", "-q", "-f", "qcow2", `${folder}/over.qcow2`, String(SIZE))
+      yield* createQcow2(`${folder}/over.qcow2`, String(SIZE))
       const over = { _tag: "qcow2", file: `${folder}/over.qcow2` } as const
       expect(yield* hashThrough({ ...over, backing: other })).toBe(sha256(makeContent(2)))
       expect(yield* hashThrough({ ...over, backing: top })).toBe(sha256(content))
@@ -258,34 +258,10 @@ describe.skipIf(!qsdIsHere)("a name", () => {
       for (const name of ["-rf.raw", "json:{}.raw"]) {
         expect(yield* hashThrough(`${relative(process.cwd(), folder)}/${name}`)).toBe(expected)
       }
-      yield* run(
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        "nbd:host:10809.raw",
-        "-F",
-        "raw",
-        "-u",
-        `${folder}/x.qcow2`,
-        String(SIZE)
-      )
+      yield* createQcow2("-b", "nbd:host:10809.raw", "-F", "raw", "-u", `${folder}/x.qcow2`, String(SIZE))
       // QEMU takes that for a server; it is one here as well, which is not followed.
       expect(yield* refusal(`${folder}/x.qcow2`)).toMatchObject({ _tag: "EINVAL" })
-      yield* run(
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        "./nbd:host:10809.raw",
-        "-F",
-        "raw",
-        `${folder}/y.qcow2`
-      )
+      yield* createQcow2("-b", "./nbd:host:10809.raw", "-F", "raw", `${folder}/y.qcow2`)
       expect(yield* hashThrough(`${folder}/y.qcow2`)).toBe(expected)
     }))
 

@@ -12,6 +12,7 @@ import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemo
 import { MiB, onBackend } from "../support/daemon.ts"
 import {
   convert,
+  createQcow2,
   hashThrough,
   makeFolder,
   makeRaw,
@@ -30,19 +31,7 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
       Effect.gen(function*() {
         const folder = yield* makeFolder
         writeFileSync(`${folder}/secret`, "not for the guest".repeat(100))
-        yield* run(
-          "qemu-img",
-          "create",
-          "-q",
-          "-f",
-          "qcow2",
-          "-b",
-          `${folder}/secret`,
-          "-F",
-          "raw",
-          `${folder}/evil`,
-          "1M"
-        )
+        yield* createQcow2("-b", `${folder}/secret`, "-F", "raw", `${folder}/evil`, "1M")
         const evil = readFileSync(`${folder}/evil`)
         const [raw, img, bare] = [`${folder}/disk.raw`, `${folder}/disk.img`, `${folder}/disk`] as const
         for (const path of [raw, img, bare]) writeFileSync(path, Buffer.alloc(MiB))
@@ -89,17 +78,7 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
     Effect.gen(function*() {
       const folder = yield* makeFolder
       const path = `${folder}/outside.qcow2`
-      yield* run(
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        `data_file=${folder}/data,data_file_raw=on`,
-        path,
-        "1M"
-      )
+      yield* createQcow2("-o", `data_file=${folder}/data,data_file_raw=on`, path, "1M")
       const bytes: Image = { _tag: "raw", file: path }
       for (const image of [path, { _tag: "qcow2", file: path }, { _tag: "qcow2", file: bytes }] as const) {
         const error = yield* refusal(image)
@@ -108,7 +87,7 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
       }
       // And not behind another one.
       const over = `${folder}/over.qcow2`
-      yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", over)
+      yield* createQcow2("-b", path, "-F", "qcow2", over)
       expect((yield* refusal(over)).detail).toContain("data are in another file")
       const described = { _tag: "qcow2", file: over, backing: { _tag: "qcow2", file: bytes } } as const
       expect((yield* refusal(described)).detail).toContain("data are in another file")
@@ -161,7 +140,7 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
         const over = Effect.fnUntraced(function*(backing: string, format?: string) {
           const path = `${folder}/${number++}.qcow2`
           const said = format === undefined ? [] : ["-F", format]
-          yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", backing, ...said, path, "1M")
+          yield* createQcow2("-u", "-b", backing, ...said, path, "1M")
           return path
         })
         const refused = Effect.fnUntraced(function*(tag: string, words: string, backing: string, format?: string) {
@@ -188,15 +167,15 @@ describe.skipIf(!qsdIsHere)("what a disk's content says", () => {
         writeFileSync(silent, bytes)
         expect((yield* refusal(silent)).detail).toContain("does not say in which format")
         // A ring of two.
-        yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "b", "-F", "qcow2", `${folder}/a.qcow2`, "1M")
-        yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "a.qcow2", "-F", "qcow2", `${folder}/b`, "1M")
+        yield* createQcow2("-u", "-b", "b", "-F", "qcow2", `${folder}/a.qcow2`, "1M")
+        yield* createQcow2("-u", "-b", "a.qcow2", "-F", "qcow2", `${folder}/b`, "1M")
         expect(yield* refusal(`${folder}/a.qcow2`)).toMatchObject({
           _tag: "EINVAL",
           detail: `${folder}/a.qcow2 lies behind itself`
         })
         // A ring that has another name each time.
         symlinkSync(".", `${folder}/l`)
-        yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "l/c", "-F", "qcow2", `${folder}/c`, "1M")
+        yield* createQcow2("-u", "-b", "l/c", "-F", "qcow2", `${folder}/c`, "1M")
         const long = yield* refusal({ _tag: "qcow2", file: `${folder}/c` }, { startTimeout: "5 seconds" })
         expect(["ELOOP", "ETIMEDOUT"]).toContain(long._tag)
       })

@@ -5,15 +5,14 @@
  */
 import { describe, expect } from "@effect/vitest"
 import { Effect, Fiber, Schedule } from "effect"
-import { ChildProcess } from "effect/process"
-import { existsSync, rmSync, writeFileSync } from "node:fs"
-import * as Net from "node:net"
-import * as ExitCode from "../../src/QemuStorageDaemon/ExitCode.ts"
+import { rmSync, writeFileSync } from "node:fs"
 import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
-import { nbdkitIsHere } from "../chaos/nbdkit.ts"
+import { nbdkitIsHere, type Place, start } from "../chaos/nbdkit.ts"
 import { MiB, onBackend } from "../support/daemon.ts"
+import { freePort } from "../support/freePort.ts"
 import {
   convert,
+  createQcow2,
   hash,
   hashThrough,
   makeContent,
@@ -21,54 +20,8 @@ import {
   makeRaw,
   openTransport,
   refusal,
-  run,
   sha256
 } from "../support/images.ts"
-
-/** A port that nobody listens on now. */
-const freePort = Effect.callback<number>((resume) => {
-  const server = Net.createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    const port = typeof address === "object" && address !== null ? address.port : 0
-    server.close(() => resume(Effect.succeed(port)))
-  })
-})
-
-type Place = { readonly socket: string } | { readonly port: number }
-
-/** Serves an image until the Scope closes. */
-const start = Effect.fnUntraced(function*(
-  image: string,
-  place: Place,
-  filters: ReadonlyArray<string> = [],
-  settings: ReadonlyArray<string> = []
-) {
-  const pidFile = `${yield* makeFolder}/pid`
-  if ("socket" in place) rmSync(place.socket, { force: true })
-  const server = yield* ChildProcess.make("nbdkit", [
-    "--foreground",
-    "--exit-with-parent",
-    "--pidfile",
-    pidFile,
-    ...("socket" in place ? ["--unix", place.socket] : ["--ipaddr", "127.0.0.1", "--port", String(place.port)]),
-    ...filters.map((filter) => `--filter=${filter}`),
-    "file",
-    image,
-    ...settings
-  ], { stdin: "ignore", stdout: "ignore", stderr: "ignore", forceKillAfter: "1 second" })
-  // Written once it listens.
-  yield* Effect.sync(() => existsSync(pidFile)).pipe(
-    Effect.repeat({ schedule: Schedule.spaced(5), until: (isThere) => isThere }),
-    Effect.timeout("20 seconds")
-  )
-  const signal = (name: NodeJS.Signals) => Effect.sync(() => process.kill(server.pid, name))
-  return {
-    stop: signal("SIGSTOP"),
-    goOn: signal("SIGCONT"),
-    kill: Effect.andThen(signal("SIGKILL"), Effect.asVoid(ExitCode.of(server)))
-  }
-}, Effect.orDie)
 
 const uriOf = (place: Place) =>
   "socket" in place ? `nbd+unix:///?socket=${encodeURIComponent(place.socket)}` : `nbd://127.0.0.1:${place.port}`
@@ -109,7 +62,7 @@ describe.skipIf(!nbdkitIsHere)("a disk of an NBD server", () => {
       const path = `${folder}/there.qcow2`
       const place = { socket: `${folder}/nbd.sock` }
       const uri = uriOf(place)
-      yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-o", `data_file=${folder}/data`, path, "1M")
+      yield* createQcow2("-o", `data_file=${folder}/data`, path, "1M")
       yield* Effect.scoped(Effect.gen(function*() {
         yield* start(path, place)
         expect(yield* refusal({ _tag: "qcow2", file: { _tag: "nbd", uri } })).toMatchObject({
@@ -119,7 +72,7 @@ describe.skipIf(!nbdkitIsHere)("a disk of an NBD server", () => {
       }))
       // A relative name would be one of the server's.
       writeFileSync(`${folder}/base`, Buffer.alloc(MiB))
-      yield* run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", path)
+      yield* createQcow2("-b", "base", "-F", "raw", path)
       yield* start(path, place)
       expect(yield* refusal({ _tag: "qcow2", file: { _tag: "nbd", uri } })).toMatchObject({ _tag: "EINVAL", path: uri })
     }))

@@ -10,7 +10,18 @@ import type { ConnectionState, Device } from "../../src/BlockDevice.ts"
 import * as QemuStorageDaemon from "../../src/QemuStorageDaemon/QemuStorageDaemon.ts"
 import { KiB, MiB, mustEnd, onBackend, withSeed } from "../support/daemon.ts"
 import { withVariable } from "../support/environment.ts"
-import { convert, hash, makeContent, makeFolder, makeRaw, openTransport, run, sha256, SIZE } from "../support/images.ts"
+import {
+  convert,
+  createQcow2,
+  hash,
+  makeContent,
+  makeFolder,
+  makeRaw,
+  openTransport,
+  run,
+  sha256,
+  SIZE
+} from "../support/images.ts"
 import { qsdIsHere } from "./requirement.ts"
 
 const soon = Schedule.spaced("20 millis")
@@ -99,7 +110,7 @@ describe.skipIf(!qsdIsHere)("a daemon that is killed", () => {
     Effect.gen(function*() {
       const { folder, raw } = yield* makeRaw()
       const path = `${folder}/disk.qcow2`
-      yield* run("qemu-img", "create", "-q", "-f", "qcow2", path, String(SIZE))
+      yield* createQcow2(path, String(SIZE))
       const content = readFileSync(raw)
       yield* Effect.scoped(Effect.gen(function*() {
         const { daemon, disk } = yield* openTransport({ _tag: "qcow2", file: path, lazyRefcounts: true }, {

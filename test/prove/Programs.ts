@@ -2,7 +2,6 @@
 import { Console, Data, Duration, Effect, Exit, Scope, Stream } from "effect"
 import { ChildProcess, type ChildProcessSpawner } from "effect/process"
 import { statfsSync } from "node:fs"
-import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import * as ExitCode from "../../src/QemuStorageDaemon/ExitCode.ts"
 import * as OrphanGuard from "../../src/QemuStorageDaemon/OrphanGuard.ts"
@@ -87,14 +86,6 @@ export const directoryForData = (): string => {
     return tmpdir()
   }
 }
-
-/** A port on the loopback interface that nobody has at the moment. */
-export const freePort = Effect.callback<number>((resume) => {
-  const listener = createServer().listen(0, "127.0.0.1", () => {
-    const address = listener.address()
-    listener.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
 
 /** A daemon that can be started, killed, and started again. */
 export interface Server {

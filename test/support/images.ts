@@ -101,3 +101,6 @@ export const makeRaw = Effect.fnUntraced(function*(seed = 1) {
 /** Makes an image of a raw one. */
 export const convert = (raw: string, format: string, path: string, ...options: ReadonlyArray<string>) =>
   run("qemu-img", "convert", "-f", "raw", "-O", format, ...options, raw, path)
+
+/** Makes an empty qcow2 image, by options of `qemu-img create` and its size. */
+export const createQcow2 = (...args: ReadonlyArray<string>) => run("qemu-img", "create", "-q", "-f", "qcow2", ...args)

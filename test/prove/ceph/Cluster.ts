@@ -10,7 +10,8 @@ import { randomUUID } from "node:crypto"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import * as OrphanGuard from "../../../src/QemuStorageDaemon/OrphanGuard.ts"
-import { directoryForData, freePort, output, server } from "../Programs.ts"
+import { freePort } from "../../support/freePort.ts"
+import { directoryForData, output, server } from "../Programs.ts"
 
 /** What the cluster needs of Debian: 54 packages with all that these need. */
 export const packages = ["ceph-mon", "ceph-osd", "ceph-common"]

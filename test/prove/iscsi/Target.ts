@@ -1,7 +1,8 @@
 /** An iSCSI target on the loopback interface, served by tgtd from a file, for as long as a Scope. No module of the kernel. */
 import { Duration, Effect, FileSystem, Schedule } from "effect"
 import * as OrphanGuard from "../../../src/QemuStorageDaemon/OrphanGuard.ts"
-import { directoryForData, freePort, output, server } from "../Programs.ts"
+import { freePort } from "../../support/freePort.ts"
+import { directoryForData, output, server } from "../Programs.ts"
 
 /** What it needs of Debian. */
 export const packages = ["tgt"]
