@@ -257,10 +257,13 @@ export const make = (store: BlockStore): ByteAccess => {
   }
 }
 
-/** Takes memory for `length` bytes of a read, unless that is more than there can be. */
+/**
+ * Takes memory for `length` bytes of a read, unless that is more than there can be. What it holds is left as it is, since a read
+ * fills all of it: zeroed memory is new to the process, and the kernel gives that page by page.
+ */
 const allocate = (offset: number, length: number): Uint8Array<ArrayBuffer> | Errno.EINVAL => {
   try {
-    return new Uint8Array(length)
+    return new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
   } catch (cause) {
     // What V8 throws where it cannot have the memory.
     if (!(cause instanceof RangeError)) throw cause

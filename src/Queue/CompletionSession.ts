@@ -1,5 +1,5 @@
 /**
- * Requests in, completions out: the common part of `IoQueue.process` and of `submit` and `completions` by hand.
+ * Requests in, completions out: the common part of `IoQueue.process` and `loop`, and of `submit` and `completions` by hand.
  *
  * A fiber may yield before any operation, so also between looking for something and waiting for it. Whatever waits here
  * therefore looks once more when it begins to wait.
@@ -10,6 +10,7 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -45,6 +46,7 @@ export interface CompletionsOptions {
 }
 
 type NonEmpty<A> = readonly [A, ...Array<A>]
+type Outcome<R extends Request, E> = Exit.Exit<NonEmpty<Completion<R>>, E | DeviceFailure>
 type Resume = (exit: Exit.Exit<void, DeviceFailure>) => void
 
 /** Requests of one submitter or of several, and their completions until they are taken. @internal */
@@ -67,6 +69,8 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Whether a reader is looking at the ring and takes what is found. */
   #isTaking = false
   #end: Exit.Exit<never, unknown> | undefined
+  /** What a function gives, where one does. */
+  #source: Source<R> | undefined
   /** Why the device took requests with it. */
   #lost: DeviceFailure | undefined
 
@@ -144,6 +148,12 @@ export class CompletionSession<R extends Request> implements Owner {
       this.#engine.join(waiter)
       return Effect.sync(() => this.#engine.leave(waiter))
     })
+  }
+
+  /** Joins the line of those who wait for room in the ring; answers how to leave it. */
+  join(waiter: Waiter): () => void {
+    this.#engine.join(waiter)
+    return () => void this.#engine.leave(waiter)
   }
 
   /** Submits one request; answers whether there was room. */
@@ -234,39 +244,97 @@ export class CompletionSession<R extends Request> implements Owner {
     return taken
   }
 
-  /** The pull of a stream of completions; `E` is what {@link end} may carry. One fiber at a time may use it. */
-  pull<E>(): Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> {
-    type Outcome = Exit.Exit<NonEmpty<Completion<R>>, E | DeviceFailure>
-    const look = (): Outcome | undefined => {
-      // Not empty, as its length was looked at.
-      if (this.#ready.length > 0) return Exit.succeed(this.#take(Infinity) as NonEmpty<Completion<R>>)
-      if (this.#inFlight > 0) return undefined
-      if (this.#lost !== undefined) return Exit.fail(this.#lost)
-      if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
-      return this.#engine.failure === undefined ? undefined : Exit.fail(this.#engine.failure)
+  /** Completions if there are some, or how it ends if no more will come. */
+  #look<E>(): Outcome<R, E> | undefined {
+    // Not empty, as its length was looked at.
+    if (this.#ready.length > 0) return Exit.succeed(this.#take(Infinity) as NonEmpty<Completion<R>>)
+    if (this.#inFlight > 0) return undefined
+    if (this.#lost !== undefined) return Exit.fail(this.#lost)
+    if (this.#end !== undefined) return this.#end as Exit.Exit<never, E>
+    return this.#engine.failure === undefined ? undefined : Exit.fail(this.#engine.failure)
+  }
+
+  /** The same, and looks at the ring for as long as that may pay. */
+  #search<E>(): Outcome<R, E> | undefined {
+    const engine = this.#engine
+    let outcome = this.#look<E>()
+    // Only for a device that may fall asleep meanwhile; others are looked at by the engine's loop.
+    while (outcome === undefined && engine.signalsInTurn && !engine.isTurnOver() && engine.search()) {
+      outcome = this.#look()
     }
+    return outcome
+  }
+
+  /** Waits for what {@link #look} answers. */
+  #waitForOutcome<E>(): Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> {
     const forget = Effect.sync(() => {
       this.#consumer = undefined
     })
     // The consumer is resumed with what it waits for, not to look for it: a fiber that waits twice costs twice.
-    const wait = Effect.callback((resume: (outcome: Outcome) => void) => {
-      const outcome = look()
+    return Effect.callback((resume: (outcome: Outcome<R, E>) => void) => {
+      const outcome = this.#look<E>()
       if (outcome !== undefined) return resume(outcome)
       this.#awaitWith(() => {
-        const outcome = look()
+        const outcome = this.#look<E>()
         if (outcome === undefined) return
         this.#consumer = undefined
         resume(outcome)
       })
       return forget
     })
+  }
+
+  /** The pull of a stream of completions; `E` is what {@link end} may carry. One fiber at a time may use it. */
+  pull<E>(): Effect.Effect<NonEmpty<Completion<R>>, E | DeviceFailure> {
+    const wait = this.#waitForOutcome<E>()
+    return Effect.suspend(() => this.#search<E>() ?? wait)
+  }
+
+  /** The same, of requests that `next` gives; done when it gives none while none is outstanding. */
+  pullFrom(next: () => ReadonlyArray<R>): Effect.Effect<NonEmpty<Completion<R>>, DeviceFailure | Cause.Done> {
+    if (this.#engine.failure !== undefined) return Effect.fail(this.#engine.failure)
+    const source = this.#open()
+    const wait = this.#waitForOutcome<Cause.Done>()
     return Effect.suspend(() => {
-      const engine = this.#engine
-      let outcome = look()
-      // Only for a device that may fall asleep meanwhile; others are looked at by the engine's loop.
-      while (outcome === undefined && engine.signalsInTurn && !engine.isTurnOver() && engine.search()) outcome = look()
-      return outcome ?? wait
+      source.submit(source.isWaiting || this.isFull ? [] : next())
+      return this.#search<Cause.Done>() ?? wait
     })
+  }
+
+  /** Gives completions to `step`, and submits what it answers, until it answers none while none is outstanding. */
+  loop(
+    step: (completed: ReadonlyArray<Completion<R>>) => ReadonlyArray<R>
+  ): Effect.Effect<never, DeviceFailure | Cause.Done> {
+    if (this.#engine.failure !== undefined) return Effect.fail(this.#engine.failure)
+    let completed: ReadonlyArray<Completion<R>> = []
+    const source = this.#open()
+    const wait = this.#waitForOutcome<Cause.Done>()
+    return Effect.whileLoop<ReadonlyArray<Completion<R>>, DeviceFailure | Cause.Done, never>({
+      while: () => true,
+      body: () => {
+        // Within the event loop's turn it goes round without an Effect.
+        for (;;) {
+          source.submit(step(completed))
+          const outcome = this.#search<Cause.Done>()
+          if (outcome === undefined || Exit.isFailure(outcome)) return outcome ?? wait
+          completed = outcome.value
+        }
+      },
+      step: (found) => {
+        completed = found
+      }
+      // It has no end but a failure.
+    }) as Effect.Effect<never, DeviceFailure | Cause.Done>
+  }
+
+  #open(): Source<R> {
+    this.#source = new Source(this)
+    return this.#source
+  }
+
+  /** Ends it with success where nothing is outstanding. */
+  endIfIdle(): void {
+    if (this.#outstanding === 0) this.#end = Exit.fail(Cause.Done())
   }
 
   /** V8 puts a closure that is assigned to a property into the old generation, and with it what it refers to; not so this. */
@@ -291,6 +359,7 @@ export class CompletionSession<R extends Request> implements Owner {
   /** Waits until the device has let go of every request; for those who want no completion any more. */
   readonly drained: Effect.Effect<void> = Effect.suspend(() => {
     this.isAbandoned = true
+    this.#source?.close()
     this.#engine.abandon(this)
     return this.#waitWhile(() => this.#inFlight > 0)
   })
@@ -373,7 +442,7 @@ export class CompletionSession<R extends Request> implements Owner {
 /** The requests of one call, and how far they have been submitted. */
 class Batch<R extends Request> {
   readonly #session: CompletionSession<R>
-  readonly #requests: ReadonlyArray<R>
+  #requests: ReadonlyArray<R>
   #at = 0
 
   constructor(session: CompletionSession<R>, requests: ReadonlyArray<R>) {
@@ -384,6 +453,13 @@ class Batch<R extends Request> {
 
   get isDone(): boolean {
     return this.#at >= this.#requests.length
+  }
+
+  /** Adds requests to those that were not submitted. */
+  add(requests: ReadonlyArray<R>): void {
+    this.#requests = [...this.#requests.slice(this.#at), ...requests]
+    this.#at = 0
+    this.#session.countWaiting(requests.length)
   }
 
   /** Submits what may be submitted without waiting in line. */
@@ -411,5 +487,58 @@ class Batch<R extends Request> {
     this.#session.countWaiting(this.#at - this.#requests.length)
     this.#at = this.#requests.length
     this.#session.reconsider()
+  }
+}
+
+/** Requests that a function gives, submitted as there is room for them. */
+class Source<R extends Request> implements Waiter {
+  readonly #session: CompletionSession<R>
+  /** What was given and did not fit. */
+  #rest: Batch<R> | undefined
+  #leave: (() => void) | undefined
+
+  constructor(session: CompletionSession<R>) {
+    this.#session = session
+  }
+
+  /** Whether requests wait for room. */
+  get isWaiting(): boolean {
+    return this.#rest !== undefined
+  }
+
+  /** Submits requests after those that wait; what does not fit waits in line. */
+  submit(requests: ReadonlyArray<R>): void {
+    const session = this.#session
+    if (requests.length > 0) {
+      if (this.#rest === undefined) this.#rest = new Batch(session, requests)
+      else this.#rest.add(requests)
+    }
+    if (this.#rest === undefined) return session.endIfIdle()
+    if (this.#leave !== undefined) return
+    this.#rest.advance()
+    if (this.#rest.isDone) this.#rest = undefined
+    else if (!session.isFull && !session.isEnded) this.#leave = session.join(this)
+  }
+
+  place(): boolean {
+    return this.#rest?.place() ?? true
+  }
+
+  placed(): void {
+    this.#leave = undefined
+    if (this.#rest?.isDone === true) this.#rest = undefined
+  }
+
+  refused(failure: DeviceFailure): void {
+    this.#leave = undefined
+    this.#session.end(Exit.fail(failure))
+  }
+
+  /** Gives up what was not submitted. */
+  close(): void {
+    this.#leave?.()
+    this.#leave = undefined
+    this.#rest?.abandon()
+    this.#rest = undefined
   }
 }

@@ -1,11 +1,12 @@
 /**
  * A queue of a started device, as Effects and Streams.
  *
- * Two ways to use it, over one engine, freely mixed:
+ * Three ways to use it, over one engine, freely mixed:
  *
  * - request and answer ({@link IoQueue.read} and its kin): an Effect that ends when the device has answered;
- * - streams ({@link IoQueue.process}, or {@link IoQueue.submit} and {@link IoQueue.completions} by hand): requests in,
- *   completions out, in whatever order the device finishes them, with little cost per request.
+ * - streams ({@link IoQueue.process} and {@link IoQueue.processFrom}, or {@link IoQueue.submit} and {@link IoQueue.completions} by hand): requests in,
+ *   completions out, in whatever order the device finishes them, with little cost per request;
+ * - a loop ({@link IoQueue.loop}): a function hears of completions and answers requests, with no Effect in between.
  *
  * Backpressure stands in for a backlog: whoever submits while the ring is full suspends, first come first served, and
  * nothing inside grows without bound. A request that could never be queued is answered at once with its errno; it never
@@ -21,6 +22,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Pull from "effect/Pull"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Errno from "../Errno.ts"
@@ -120,6 +122,62 @@ export interface IoQueue {
   ) => Stream.Stream<Completion<R>, E | DeviceFailure, R2>
 
   /**
+   * The same, of requests that a function gives, which spares a fiber. It is asked whenever completions are, as long as there is
+   * room, and may give none; the stream ends when it gives none while none is outstanding. What it throws is a defect.
+   *
+   * @example
+   * ```ts
+   * import { Effect, Stream } from "effect"
+   * import type { IoQueue } from "effect-blkio"
+   *
+   * // Reads the first `end` bytes of a disk, as many at a time as there are buffers.
+   * const scan = (queue: IoQueue.IoQueue, buffers: Array<Uint8Array>, end: number, use: (bytes: Uint8Array) => void) => {
+   *   let next = 0
+   *   const requests = () => {
+   *     const reads: Array<IoQueue.Read> = []
+   *     while (next < end && buffers.length > 0) {
+   *       const buffer = buffers.pop()!
+   *       reads.push({ _tag: "read", offset: next, buffer })
+   *       next += buffer.length
+   *     }
+   *     return reads
+   *   }
+   *   return queue.processFrom(requests).pipe(Stream.runForEach(({ error, request }) => {
+   *     if (error !== undefined) return Effect.fail(error)
+   *     use(request.buffer)
+   *     buffers.push(request.buffer)
+   *     return Effect.void
+   *   }))
+   * }
+   * ```
+   */
+  readonly processFrom: <R extends Request>(
+    next: () => ReadonlyArray<R>
+  ) => Stream.Stream<Completion<R>, DeviceFailure>
+
+  /**
+   * Calls `step` with completions, in arrays of what one look at the ring found, and submits what it answers, at first with none;
+   * succeeds when it answers nothing while none of its requests is outstanding. The fastest way: as long as the event loop's turn
+   * allows, nothing lies between a completion and the next request but this function. What it throws is a defect. Interrupted,
+   * the loop waits for what is in flight.
+   *
+   * @example
+   * ```ts
+   * import type { IoQueue } from "effect-blkio"
+   *
+   * // Reads the same block a thousand times.
+   * const again = (queue: IoQueue.IoQueue, buffer: Uint8Array) => {
+   *   let left = 1000
+   *   const read = { _tag: "read", offset: 0, buffer } as const
+   *   return queue.loop(() => left-- > 0 ? [read] : [])
+   * }
+   * ```
+   */
+  readonly loop: <R extends Request>(
+    step: (completed: ReadonlyArray<Completion<R>>) => ReadonlyArray<R>
+  ) => Effect.Effect<void, DeviceFailure>
+
+  /**
    * Submits requests whose completions are taken by {@link IoQueue.completions}; suspends while there is no room.
    * Interrupted, it leaves those submitted that were. A request that is wrong in itself becomes a completion with its
    * error.
@@ -169,6 +227,8 @@ export const fromEngine = (engine: QueueEngine, index: number): IoQueue => {
         return Effect.sync(stop)
       }),
     process: (requests) => process(engine, requests),
+    processFrom: (next) => processFrom(engine, next),
+    loop: (step) => loop(engine, step),
     submit: (requests) => byHand.submit(requests),
     completions: (options = {}) => byHand.completions(options),
     completionFd: isPoll ? Option.none() : Option.some(engine.completionFd),
@@ -202,6 +262,8 @@ export const absent = (kind: "event" | "poll", index: number, count: number): Io
     flush: () => failure,
     released: () => Effect.void,
     process: () => Stream.fromEffect(failure),
+    processFrom: () => Stream.fromEffect(failure),
+    loop: () => failure,
     submit: () => failure,
     completions: () => failure,
     completionFd: Option.none(),
@@ -280,6 +342,30 @@ class PendingAnswer implements Owner, Waiter {
   }
 }
 
+/** Begins a session, which ends in its time with {@link close}. */
+const open = <R extends Request>(engine: QueueEngine) =>
+  Effect.sync(() => {
+    const session = new CompletionSession<R>(engine)
+    engine.retain()
+    // Requests may be silent, and nothing in flight, when the device dies.
+    return { session, forget: engine.onFailure(() => session.reconsider()) }
+  })
+
+/** Ends a session, when the device has let go of its requests. */
+const close =
+  (engine: QueueEngine) => <R extends Request>({ forget, session }: Effect.Success<ReturnType<typeof open<R>>>) =>
+    Effect.andThen(
+      session.drained,
+      Effect.sync(() => {
+        forget()
+        engine.release()
+      })
+    )
+
+/** A session that ends with a scope. */
+const openIn = <R extends Request>(engine: QueueEngine, scope: Scope.Scope) =>
+  Scope.provide(Effect.acquireRelease(open<R>(engine), close(engine)), scope)
+
 const process = <R extends Request, E, R2>(
   engine: QueueEngine,
   requests: Stream.Stream<R, E, R2>
@@ -287,19 +373,30 @@ const process = <R extends Request, E, R2>(
   Stream.transformPull(
     requests,
     Effect.fnUntraced(function*(upstream, scope) {
-      const session = new CompletionSession<R>(engine)
-      engine.retain()
-      // Requests may be silent, and nothing in flight, when the device dies.
-      const forget = engine.onFailure(() => session.reconsider())
-      const end = Effect.sync(() => {
-        forget()
-        engine.release()
-      })
-      yield* Scope.addFinalizer(scope, Effect.andThen(session.drained, end))
+      const { session } = yield* openIn<R>(engine, scope)
       yield* session.feed(upstream).pipe(
         Effect.onExit((exit) => Effect.sync(() => session.end(exit))),
         Effect.forkIn(scope, { startImmediately: true })
       )
       return session.pull<E | Cause.Done>()
     })
+  )
+
+const processFrom = <R extends Request>(
+  engine: QueueEngine,
+  next: () => ReadonlyArray<R>
+): Stream.Stream<Completion<R>, DeviceFailure> =>
+  Stream.transformPull(
+    Stream.empty,
+    (_, scope) => Effect.map(openIn<R>(engine, scope), ({ session }) => session.pullFrom(next))
+  )
+
+const loop = <R extends Request>(
+  engine: QueueEngine,
+  step: (completed: ReadonlyArray<Completion<R>>) => ReadonlyArray<R>
+): Effect.Effect<void, DeviceFailure> =>
+  Effect.acquireUseRelease(
+    open<R>(engine),
+    ({ session }) => Pull.catchDone(session.loop(step), () => Effect.void),
+    close(engine)
   )

@@ -19,8 +19,8 @@
  * queue comes back on the next turn of the event loop, and an adaptive one looks for a bounded time and sleeps then.
  *
  * A device that is a program goes to sleep soon after it has answered its last request. With few requests in flight a queue
- * that looks keeps it awake: it is notified ahead ({@link Notifier}), and asked to signal although nobody sleeps, since its
- * signal is a system call, and when that is over, the next request is there.
+ * that looks keeps it awake: it is asked to signal although nobody sleeps, since its signal is a system call, and when that is over,
+ * the next request may be there; and where it is not, the device is notified ahead ({@link Notifier}).
  *
  * Where the device comes back after its connection was lost, the queue goes on with another ring: what was in flight is kept
  * in the order of its submission ({@link QueueEngine.suspend}) and goes first into the new one ({@link QueueEngine.resume}).
@@ -190,6 +190,8 @@ export class QueueEngine {
   #submittedAtReap = -1
   /** Whether somebody has looked for completions in vain since the last one. */
   #searched = false
+  /** Whether somebody has found completions at once, and what was submitted before is not published yet. */
+  #isNotifyingLater = false
   #turnEnds = 0
   #looksInTurn = 0
   readonly #lookAgain = new LookAgain()
@@ -336,15 +338,17 @@ export class QueueEngine {
   search(): boolean {
     if (this.#reaping || this.#ring.fault !== undefined) return false
     let ended = this.#reap()
-    this.#publish()
-    if (ended === 0 && this.#mayLook && !this.isTurnOver()) {
-      this.#searched = !this.#find()
-      if (!this.#searched) {
-        ended = this.#reap()
-        this.#publish()
+    // Whoever takes completions comes back with more requests, and one notification does for all. But not twice in a row: the
+    // device may sleep on what was submitted before. And not where this queue may sleep next.
+    this.#isNotifyingLater = ended > 0 && this.#looks && !this.#isNotifyingLater
+    if (!this.#isNotifyingLater) {
+      this.#publish()
+      if (ended === 0 && this.#mayLook && !this.isTurnOver()) {
+        this.#searched = !this.#find()
+        if (!this.#searched) ended = this.#reap()
       }
     }
-    if (ended === 0) this.wake()
+    this.wake()
     return ended > 0
   }
 

@@ -4,10 +4,7 @@
  * Latencies are taken once per array of completions, which is as often as the ring is looked at; at high rates a clock call
  * per request would cost more than the request.
  */
-import * as Arr from "effect/Array"
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
 import type { Device } from "../BlockDevice.ts"
 import type { StoreError } from "../BlockStore/BlockStore.ts"
@@ -34,8 +31,8 @@ interface Workload extends Plan {
   readonly until: number
 }
 
-/** The two ways to use a queue: requests as a Stream, or an Effect for each. */
-export type QueueApi = "stream" | "request"
+/** The ways to use a queue: completions as a Stream, a loop of functions, or an Effect for each request. */
+export type QueueApi = "stream" | "loop" | "request"
 
 /** What was done in the time that was measured. */
 export interface Measured {
@@ -139,58 +136,65 @@ export const runMeasured = (
   api: QueueApi,
   tally: Tally = new Tally()
 ): Effect.Effect<Measured, DeviceFailure> =>
-  measured(plan, tally, (workload) => (api === "stream" ? runStream : runRequests)(queue, memory, workload, tally))
+  measured(plan, tally, (workload) => RUNS[api](queue, memory, workload, tally))
 
 /** Runs a plan on a disk by `readBytes` and `writeBytes`, which take ordinary memory. */
 export const runBytesMeasured = (disk: Device, plan: Plan, tally: Tally): Effect.Effect<Measured, DeviceFailure> =>
   measured(plan, tally, (workload) => runBytes(disk, workload, tally))
 
-/** Runs a queue through `IoQueue.process`: jobs whose completions were read are submitted again, in arrays. */
+/** Jobs that are submitted again whenever their completions were heard of, until the time is over. */
+const makeCycle = (memory: Uint8Array, workload: Workload, tally: Tally) => {
+  const aim = makeAim(workload)
+  let ready = jobsOf(workload, memory)
+  let now = performance.now()
+  return {
+    requests: (): ReadonlyArray<(Read | Write) & Job> => {
+      if (now >= workload.until) return []
+      const jobs = ready
+      ready = []
+      for (const job of jobs) {
+        aim(job)
+        job.submittedAt = now
+      }
+      return jobs
+    },
+    completed: (completions: ReadonlyArray<Completion<(Read | Write) & Job>>): void => {
+      now = performance.now()
+      tally.countJobs(completions, now)
+      for (const { request } of completions) ready.push(request)
+    }
+  }
+}
+
+/** Runs a queue through `IoQueue.processFrom`. */
 const runStream = (
   queue: IoQueue,
   memory: Uint8Array,
   workload: Workload,
   tally: Tally
 ): Effect.Effect<void, DeviceFailure> => {
-  const aim = makeAim(workload)
-  let ready = jobsOf(workload, memory)
-  let now = performance.now()
-  let source: (() => void) | undefined
-  const next = (): Exit.Exit<Arr.NonEmptyReadonlyArray<Job>, Cause.Done> | undefined => {
-    if (now >= workload.until) return done
-    const jobs = ready
-    if (!Arr.isArrayNonEmpty(jobs)) return undefined
-    ready = []
-    for (const job of jobs) {
-      aim(job)
-      job.submittedAt = now
-    }
-    return Exit.succeed(jobs)
-  }
-  const wait = Effect.callback<Arr.NonEmptyReadonlyArray<Job>, Cause.Done>((resume) => {
-    const offer = () => {
-      const jobs = next()
-      source = jobs === undefined ? offer : undefined
-      if (jobs !== undefined) resume(jobs)
-    }
-    // The fiber may have yielded since it looked.
-    offer()
-  })
-  const pull = Effect.suspend(() => next() ?? wait)
-  // A job is a read or a write by its tag, which is set before it is submitted.
-  const requests = Stream.fromPull(Effect.succeed(pull)) as Stream.Stream<(Read | Write) & Job>
-  return queue.process(requests).pipe(
+  const { completed, requests } = makeCycle(memory, workload, tally)
+  return queue.processFrom(requests).pipe(
     Stream.runForEachArray((completions) => {
-      now = performance.now()
-      tally.countJobs(completions, now)
-      for (const { request } of completions) ready.push(request)
-      source?.()
+      completed(completions)
       return Effect.void
     })
   )
 }
 
-const done = Exit.fail(Cause.Done())
+/** Runs a queue through `IoQueue.loop`. */
+const runLoop = (
+  queue: IoQueue,
+  memory: Uint8Array,
+  workload: Workload,
+  tally: Tally
+): Effect.Effect<void, DeviceFailure> => {
+  const { completed, requests } = makeCycle(memory, workload, tally)
+  return queue.loop<(Read | Write) & Job>((completions) => {
+    if (completions.length > 0) completed(completions)
+    return requests()
+  })
+}
 
 /** Runs a fiber for each request in flight, until the time is over. */
 const runFibers = (
@@ -239,6 +243,8 @@ const runRequests = (
     tally,
     (job) => job._tag === "read" ? queue.read(job.offset, job.buffer) : queue.write(job.offset, job.buffer)
   )
+
+const RUNS = { stream: runStream, loop: runLoop, request: runRequests }
 
 const runBytes = (disk: Device, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> =>
   runFibers(

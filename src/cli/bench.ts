@@ -130,9 +130,11 @@ export const bench = Command.make(
       Flag.filter((n) => Number.isInteger(n) && n >= 0, () => "a whole number"),
       Flag.withDescription("Threads to drive them, one for each; 0 drives all from one thread")
     ),
-    api: Flag.Literals("api", ["stream", "request", "bytes"]).pipe(
+    api: Flag.Literals("api", ["stream", "loop", "request", "bytes"]).pipe(
       Flag.withDefault("stream"),
-      Flag.withDescription("Streams of requests, one Effect for each, or one that takes ordinary memory")
+      Flag.withDescription(
+        "Completions as a Stream, a loop of functions, one Effect for each request, or one that takes ordinary memory"
+      )
     ),
     json: Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("One JSON object"))
   },
@@ -189,7 +191,7 @@ export const bench = Command.make(
       (region, queue) => disk.handOver({ queue, kind: isPoll ? "poll" : "event", regions: [region] })
     ).pipe(Effect.flatMap((handles) =>
       BenchWorkers.run(
-        handles.map((handle) => ({ handle, plan, api: api === "request" ? api : "stream" })),
+        handles.map((handle) => ({ handle, plan, api: api === "bytes" ? "stream" : api })),
         measureCpu
       )
     ))

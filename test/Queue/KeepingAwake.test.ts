@@ -1,8 +1,9 @@
 /**
  * Goal: a queue that looks keeps a device awake that has few requests, by signals and by notifications ahead, where that can pay
  * and nowhere else; and a device that does not come by itself is notified in the end.
- * Method: a fake device that works a turn after it was notified, and one that also finds requests while the driver glances at the
- * ring, as another thread would. Notifications and signals are counted.
+ * Method: a fake device that works a turn after it was notified, one that also finds requests while the driver glances at the ring,
+ * as another thread would, and one that does so only when it was notified since its last answer. Notifications and signals are
+ * counted.
  */
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Stream } from "effect"
@@ -22,6 +23,34 @@ const findsByItself = ({ device, ring }: FakeQueue): void => {
       return ask()
     }
   })
+}
+
+/** Has the device do so once for each notification; answers how often it was notified with the ring empty, and otherwise. */
+const findsWhenNotified = (fake: FakeQueue) => {
+  const { device, ring } = fake
+  const counts = { ahead: 0, late: 0 }
+  let isAwake = false
+  const ask = ring.notificationStillDue.bind(ring)
+  Object.defineProperty(ring, "notificationStillDue", {
+    value: () => {
+      if (isAwake && device.take() > 0) {
+        isAwake = false
+        device.answer()
+      }
+      return ask()
+    }
+  })
+  fake.notify = () => {
+    if (ring.outstanding === 0) {
+      counts.ahead++
+      isAwake = true
+    } else {
+      counts.late++
+      setImmediate(() => device.work())
+    }
+    return 0
+  }
+  return counts
 }
 
 /** Reads one block after another; answers how often the device was notified. */
@@ -53,11 +82,28 @@ const signalsAtDepth = Effect.fnUntraced(function*(options: QueueOptions, depth:
 
 describe("notifications ahead", () => {
   it.live.each(looking)(
-    "spare the next one where the device then finds it ($waiting, packed: $packed)",
+    "are not made where the device finds the next request by itself ($waiting, packed: $packed)",
     (options) =>
       Effect.scoped(Effect.gen(function*() {
-        // The first two are asked for, and after each from the second on there is one ahead.
-        expect(yield* readInTurn(options, findsByItself)).toBe(READS + 1)
+        // Only the first two are asked for: with the second it shows that the ring is filled again.
+        expect(yield* readInTurn(options, findsByItself)).toBe(2)
+      }))
+  )
+
+  it.live.each(looking)(
+    "spare the next one where it does not, and are left out less and less often ($waiting, packed: $packed)",
+    (options) =>
+      Effect.scoped(Effect.gen(function*() {
+        const fake = yield* make({ working: "by hand", ...options })
+        const counts = findsWhenNotified(fake)
+        const buffer = fake.buffer(512)
+        const reads = 1000
+        for (let i = 0; i < reads; i++) yield* fake.queue.read(i % 100 * 512, buffer)
+        // Tried after the second one, and then after 2, 4, 8, … and 256 notifications ahead; and each end of the event loop's turn
+        // has the device notified that was only about to come.
+        expect(counts.late).toBeGreaterThanOrEqual(2 + 9)
+        expect(counts.late).toBeLessThanOrEqual(100)
+        expect(counts.ahead).toBeGreaterThanOrEqual(reads - 100)
       }))
   )
 
@@ -98,6 +144,43 @@ describe("notifications ahead", () => {
       }
       expect(fake.notifications).toBe(READS)
     })))
+})
+
+describe("a notification put off for the completions that are there", () => {
+  it.live.each(looking)(
+    "is made before the next ones are taken ($waiting, packed: $packed)",
+    (options) =>
+      Effect.scoped(Effect.gen(function*() {
+        const inFlight = 8
+        const fake = yield* make({ working: "by hand", ...options })
+        const { device, ring } = fake
+        // It takes requests when it is notified, and answers one whenever the driver looks.
+        fake.notify = () => {
+          device.take()
+          return 0
+        }
+        let least = inFlight
+        const drain = ring.drain.bind(ring)
+        Object.defineProperty(ring, "drain", {
+          value: (out: Uint32Array) => {
+            if (left > 0 && device.held.length > 0) least = Math.min(least, device.held.length)
+            device.answer(1)
+            return drain(out)
+          }
+        })
+        const buffer = fake.buffer(512)
+        let left = 500
+        let isFirst = true
+        yield* fake.queue.loop((completed) => {
+          const count = Math.min(isFirst ? inFlight : completed.length, left)
+          isFirst = false
+          left -= count
+          return Array.from({ length: count }, (_, i) => ({ _tag: "read", offset: i * 512, buffer }) as const)
+        })
+        expect(device.taken.length).toBe(500)
+        expect(least).toBeGreaterThanOrEqual(inFlight - 3)
+      }))
+  )
 })
 
 describe("signals while nobody sleeps", () => {

@@ -171,6 +171,29 @@ const tagOfExit = (exit: Exit.Exit<unknown, { readonly _tag: string }>): string 
     ? "success"
     : Option.match(Exit.findErrorOption(exit), { onNone: () => Cause.pretty(exit.cause), onSome: tagOf })
 
+/** A function that gives requests in two arrays. */
+const inTwo = (requests: ReadonlyArray<Request>): () => ReadonlyArray<Request> => {
+  const half = Math.ceil(requests.length / 2)
+  const halves = [requests.slice(0, half), requests.slice(half)]
+  return () => halves.shift() ?? []
+}
+
+const throughStream = (
+  stream: Stream.Stream<IoQueue.Completion<Request>, IoQueue.DeviceFailure>,
+  requests: ReadonlyArray<Request>,
+  end: End
+): void => {
+  const open = new Set(requests)
+  const given = Stream.runForEach(stream, ({ error, request }) =>
+    Effect.sync(() => {
+      open.delete(request)
+      end(request, tagOf(error))
+    }))
+  Effect.runFork(given).addObserver((exit) => {
+    for (const request of open) end(request, tagOfExit(exit))
+  })
+}
+
 /** The ways in which requests reach the engine. */
 const submitted: ReadonlyArray<Submit> = [
   // As the engine's own owners, who hear of each call.
@@ -188,17 +211,22 @@ const submitted: ReadonlyArray<Submit> = [
     }
   },
   // As a stream. It fails once with the device, and then those whose completions were not given have failed.
+  (engine, requests, end) =>
+    throughStream(IoQueue.fromEngine(engine, 0).process(Stream.fromIterable(requests)), requests, end),
+  // The same, of a function.
+  (engine, requests, end) => throughStream(IoQueue.fromEngine(engine, 0).processFrom(inTwo(requests)), requests, end),
+  // In a loop, likewise.
   (engine, requests, end) => {
     const open = new Set(requests)
-    const given = Stream.runForEach(
-      IoQueue.fromEngine(engine, 0).process(Stream.fromIterable(requests)),
-      ({ error, request }) =>
-        Effect.sync(() => {
-          open.delete(request)
-          end(request, tagOf(error))
-        })
-    )
-    Effect.runFork(given).addObserver((exit) => {
+    const next = inTwo(requests)
+    const looping = IoQueue.fromEngine(engine, 0).loop<Request>((completions) => {
+      for (const { error, request } of completions) {
+        open.delete(request)
+        end(request, tagOf(error))
+      }
+      return next()
+    })
+    Effect.runFork(looping).addObserver((exit) => {
       for (const request of open) end(request, tagOfExit(exit))
     })
   },

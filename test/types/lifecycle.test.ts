@@ -182,6 +182,12 @@ export const requests = () => {
   type Completions = ReturnType<typeof process>
   same<Stream.Success<Completions>["request"], Mine>()
   same<ErrorOf<Completions>, "up" | Dead>()
+  const processFrom = (queue: IoQueue.IoQueue, next: () => ReadonlyArray<Mine>) => queue.processFrom(next)
+  same<Stream.Success<ReturnType<typeof processFrom>>["request"], Mine>()
+  same<ErrorOf<ReturnType<typeof processFrom>>, Dead>()
+  const loop = (queue: IoQueue.IoQueue, next: () => ReadonlyArray<Mine>) =>
+    queue.loop<Mine>((completed) => (completed.map(({ request }) => request.name), next()))
+  same<ErrorOf<ReturnType<typeof loop>>, Dead>()
 
   // A request lacks nothing and has nothing of another kind.
   // @ts-expect-error
