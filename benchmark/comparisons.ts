@@ -144,6 +144,22 @@ export const COMPARISONS: ReadonlyArray<Comparison> = [
     depths: untargeted(1, 8, 32, 128)
   },
   {
+    scenario: "loop",
+    title: "loop of functions, poll queue ÷ blkio-bench --poll",
+    workload: NULL_RANDOM,
+    ours: kiops(Programs.loopPoll),
+    baseline: kiops(blkioBenchPoll),
+    depths: untargeted(1, 8, 32, 128)
+  },
+  {
+    scenario: "loop",
+    title: "loop of functions, adaptive queue ÷ blkio-bench",
+    workload: NULL_RANDOM,
+    ours: kiops(Programs.loopAdaptive),
+    baseline: kiops(blkioBenchEvent),
+    depths: untargeted(1, 8, 32, 128)
+  },
+  {
     scenario: "latency",
     title: "p50 latency of stream API, poll queue ÷ mean latency of blkio-bench --poll",
     workload: NULL_RANDOM,

@@ -1,6 +1,6 @@
 /**
  * Counts what a request costs in memory: bytes allocated, and bytes that a small garbage collection had to copy, by the ring
- * alone, by the engine, and through both APIs; then how much memory a process takes with a started device.
+ * alone, by the engine, and through each API; then how much memory a process takes with a started device.
  *
  *     npm run bench:memory [-- REQUESTS]
  *
@@ -14,7 +14,7 @@ import { type Command, decode, output } from "./measure.ts"
 
 const [, , requests = "1000000"] = process.argv
 
-const WAYS = ["ring", "engine", "stream", "request"]
+const WAYS = ["ring", "engine", "loop", "stream", "request"]
 /** How long a process may take beside what `output` allows, in seconds. */
 const PATIENCE_S = 60
 const MIB = 2 ** 20

@@ -4,7 +4,7 @@
  *
  * V8 counts what it allocates by pages, and some of that is the compiler's: what both parts have in common is no request's.
  *
- *     node --expose-gc --trace-gc-nvp benchmark/memoryRun.ts ring|engine|stream|request REQUESTS
+ *     node --expose-gc --trace-gc-nvp benchmark/memoryRun.ts ring|engine|loop|stream|request REQUESTS
  */
 import { Cause, Effect, Exit, Stream } from "effect"
 import { getHeapStatistics } from "node:v8"
@@ -49,6 +49,11 @@ const engine = (engine: QueueEngine, requests: ReadonlyArray<Read>): Way => (cou
     for (const request of requests) engine.submit(request, owner)
   })
 
+const loop = (queue: IoQueue, requests: ReadonlyArray<Read>): Way => (count) => {
+  let left = count / DEPTH
+  return Effect.orDie(queue.loop(() => left-- > 0 ? requests : []))
+}
+
 const stream = (queue: IoQueue, [first, ...rest]: ReadonlyArray<Read>): Way => (count) => {
   if (first === undefined) return Effect.void
   const array = [first, ...rest] as const
@@ -84,6 +89,7 @@ const program = Effect.gen(function*() {
   const ways: Readonly<Record<string, () => Way>> = {
     ring,
     engine: () => engine(fake.engine, requests),
+    loop: () => loop(fake.queue, requests),
     stream: () => stream(fake.queue, requests),
     request: () => request(fake.queue, requests)
   }

@@ -81,6 +81,8 @@ export const streamPoll = ours("stream, poll", [POLL])
 export const streamPoll85 = in85("stream, poll", [POLL])
 export const streamAdaptive = ours("stream, adaptive", [ADAPTIVE])
 export const streamAdaptive85 = in85("stream, adaptive", [ADAPTIVE])
+export const loopPoll = ours("loop, poll", [POLL, "--api=loop"])
+export const loopAdaptive = ours("loop, adaptive", [ADAPTIVE, "--api=loop"])
 export const requestAdaptive = ours("request, adaptive", [ADAPTIVE, "--api=request"])
 export const readBytes = ours("readBytes, adaptive", [ADAPTIVE, "--api=bytes"])
 const workers = (count: number, wait: string) => [wait, `--queues=${count}`, `--workers=${count}`]

@@ -1,5 +1,5 @@
 /**
- * Runs `blkio bench` briefly in every way it can wait, at several depths and through both APIs, against
+ * Runs `blkio bench` briefly in every way it can wait, at several depths and through each API of a queue, against
  * qemu-storage-daemon's `null-co`, and prints a line for each. It checks that requests were made and none failed; it asserts
  * no figure.
  */
@@ -17,7 +17,7 @@ const program = Effect.gen(function*() {
   })
   for (const wait of ["event", "poll", "adaptive"]) {
     for (const depth of ["1", "32", "128"]) {
-      for (const api of ["stream", "request"]) {
+      for (const api of ["stream", "loop", "request"]) {
         const options = ["--wait", wait, "--iodepth", depth, "--api", api]
         const { cpuUs, kiops } = yield* measure(socketPath, SECONDS, options)
         yield* Console.log(

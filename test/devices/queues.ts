@@ -85,6 +85,41 @@ const streams = (kind: (typeof kinds)[number]): Check => ({
   })
 })
 
+/** Requests that functions give, in a stream and in a loop at once, more than fit, the next when one has ended. */
+const functions = (kind: (typeof kinds)[number]): Check => ({
+  name: `functions give requests, and others share the queue: ${kind}`,
+  body: Effect.fnUntraced(function*(target) {
+    const { disk, queue } = yield* openQueue(target, kind)
+    const region = yield* disk.allocate(4 * KiB)
+    const cycle = (count: number) => {
+      let [given, ended] = [0, 0]
+      const next = (places: number): ReadonlyArray<IoQueue.Read> =>
+        Array.from({ length: Math.min(places, count - given) }, () => ({
+          _tag: "read",
+          offset: work.offset + 512 * (given++ % 8),
+          buffer: region.bytes
+        }))
+      const hear = (completions: ReadonlyArray<IoQueue.Completion<IoQueue.Read>>) => {
+        assert.ok(completions.every(({ error }) => error === undefined))
+        ended += completions.length
+      }
+      return { next: () => next(2 * QUEUE_SIZE - (given - ended)), hear, ended: () => ended }
+    }
+    const [inStream, inLoop] = [cycle(500), cycle(700)]
+    yield* Effect.all([
+      queue.processFrom(inStream.next).pipe(
+        Stream.runForEachArray((completions) => Effect.sync(() => inStream.hear(completions)))
+      ),
+      queue.loop<IoQueue.Read>((completions) => {
+        inLoop.hear(completions)
+        return inLoop.next()
+      }),
+      Effect.repeat(queue.read(work.offset, region.bytes), { times: 50 })
+    ], { concurrency: "unbounded" })
+    assert.deepEqual([inStream.ended(), inLoop.ended()], [500, 700])
+  })
+})
+
 const foreignLoop = Effect.fnUntraced(function*(target: Target) {
   const { disk, queue } = yield* openQueue(target, "event")
   const fd = Option.getOrThrow(queue.completionFd)
@@ -112,5 +147,6 @@ const foreignLoop = Effect.fnUntraced(function*(target: Target) {
 export const checks: ReadonlyArray<Check> = [
   ...kinds.map(byHand),
   ...kinds.map(streams),
+  ...kinds.map(functions),
   { name: "signals a foreign event loop, which misses nothing", body: foreignLoop }
 ]

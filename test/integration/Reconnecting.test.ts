@@ -80,6 +80,14 @@ forEachBackend("a backend that comes back", (backend) => {
         const requests = Array.from({ length: 3 * QUEUE_SIZE }, (_, i) =>
           ({ _tag: "read", offset: 0, buffer: buffer(i % QUEUE_SIZE), name: i }) as const)
         const stream = yield* fork(Stream.runCollect(queue.process(Stream.fromIterable(requests))))
+        let looped = 0
+        const loop = yield* fork(queue.loop((completions) => {
+          expect(completions.every(({ error }) =>
+            error === undefined
+          )).toBe(true)
+          looped += completions.length
+          return looped < 2 * QUEUE_SIZE ? [requests[looped]!] : []
+        }))
         yield* queue.submit([requests[0]!, requests[1]!]).pipe(fork)
         const others = yield* Effect.forEach(
           [
@@ -98,11 +106,11 @@ forEachBackend("a backend that comes back", (backend) => {
         yield* start(slow(0))
         const ended = yield* Fiber.join(stream)
         expect(
-          ended.map(({ request }) =>
-            request.name
-          ).toSorted((a, b) => a - b)
+          ended.map(({ request }) => request.name).toSorted((a, b) => a - b)
         ).toStrictEqual(requests.map(({ name }) => name))
         expect(ended.every(({ error }) => error === undefined)).toBe(true)
+        yield* Fiber.join(loop)
+        expect(looped).toBe(2 * QUEUE_SIZE)
         expect((yield* queue.completions({ min: 2 })).map(({ error }) => error)).toStrictEqual([undefined, undefined])
         yield* Effect.forEach([...others, late], Fiber.join)
         yield* queue.read(0, buffer(0))

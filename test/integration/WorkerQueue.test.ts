@@ -126,6 +126,8 @@ forEachBackend("a queue in another thread", (backend) => {
       expect(yield* tagOf(given.read(0, buffer))).toBe("ENODEV")
       expect(yield* tagOf(given.submit([{ _tag: "flush" }]))).toBe("ENODEV")
       expect(yield* tagOf(Stream.runDrain(given.process(Stream.make({ _tag: "flush" } as const))))).toBe("ENODEV")
+      expect(yield* tagOf(Stream.runDrain(given.processFrom(() => [])))).toBe("ENODEV")
+      expect(yield* tagOf(given.loop(() => []))).toBe("ENODEV")
       expect(disk.queues).toHaveLength(2)
       expect(disk.ownQueues).toStrictEqual([kept])
       for (let turn = 0; turn < 4; turn++) {
