@@ -6,7 +6,7 @@
  *
  * What is in flight is bounded by the ring; what is answered but not yet taken is bounded too, since no more than a ring's
  * worth may be unread before further submissions wait, unless somebody waits for more at once. So at most twice the ring's size
- * exists at any time, or a ring's size more than was asked for.
+ * exists at any time, or a ring's size more than was asked for, and besides what a function gave beyond the room there was.
  *
  * @since 0.1.0
  */

@@ -4,8 +4,9 @@
  * Three ways to use it, over one engine, freely mixed:
  *
  * - request and answer ({@link IoQueue.read} and its kin): an Effect that ends when the device has answered;
- * - streams ({@link IoQueue.process} and {@link IoQueue.processFrom}, or {@link IoQueue.submit} and {@link IoQueue.completions} by hand): requests in,
- *   completions out, in whatever order the device finishes them, with little cost per request;
+ * - streams ({@link IoQueue.process} and {@link IoQueue.processFrom}, or {@link IoQueue.submit} and
+ *   {@link IoQueue.completions} by hand): requests in, completions out, in whatever order the device finishes them, with little
+ *   cost per request;
  * - a loop ({@link IoQueue.loop}): a function hears of completions and answers requests, with no Effect in between.
  *
  * Backpressure stands in for a backlog: whoever submits while the ring is full suspends, first come first served, and

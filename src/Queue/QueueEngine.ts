@@ -190,7 +190,7 @@ export class QueueEngine {
   #submittedAtReap = -1
   /** Whether somebody has looked for completions in vain since the last one. */
   #searched = false
-  /** Whether somebody has found completions at once, and what was submitted before is not published yet. */
+  /** Whether somebody has found completions at once, so that the notification of what was submitted before was left for later. */
   #isNotifyingLater = false
   #turnEnds = 0
   #looksInTurn = 0

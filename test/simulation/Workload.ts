@@ -8,7 +8,7 @@ import { Cause, Effect, Exit, Fiber, type Scope, Stream } from "effect"
 import type { Device } from "../../src/BlockDevice.ts"
 import { storeErrors } from "../../src/BlockStore/BlockStore.ts"
 import type * as Errno from "../../src/Errno.ts"
-import { type IoQueue, type Request, RequestFlag } from "../../src/Queue/IoQueue.ts"
+import { type Completion, type IoQueue, type Request, RequestFlag } from "../../src/Queue/IoQueue.ts"
 import { SECTOR_BYTES } from "../../src/Wire/VirtioBlk.ts"
 import { ask } from "../support/ask.ts"
 import { CELL_BYTES, type Model, type Operation, type Outcome, stamp, type Via } from "./Model.ts"
@@ -141,7 +141,7 @@ class Workload {
     }
   })
 
-  /** A stream of requests, left early now and then. */
+  /** Requests of a stream or of a function, left early now and then. */
   readonly #stream = Effect.fnUntraced({ self: this }, function*() {
     const { complain, plan, random } = this.#setting
     const queue = this.#queue()
@@ -161,19 +161,37 @@ class Workload {
     const leavesAt = plan.interrupts && random.chance(30) ? random.between(1, plan.length) : Infinity
     for (let round = 0; round < 2 && !this.#lost; round++) {
       let count = 0
+      const hear = ({ error, request }: Completion<Pending>) => {
+        count++
+        if (!open.delete(request)) complain(`request ${request.pending.operation.id} ended twice`)
+        this.#end(request.pending, error === undefined ? Exit.void : Exit.fail(error))
+      }
       // No more than there is memory for: the stream may pull all of them before the first has ended.
-      const completions = queue.process(
-        Stream.fromIterable(generate(Math.min(SLOTS, plan.length)), { chunkSize: random.between(1, SLOTS) })
-      )
-      const exit = yield* this.#perform(Stream.runForEach(
-        leavesAt === Infinity ? completions : Stream.take(completions, leavesAt),
-        ({ error, request }) =>
-          Effect.sync(() => {
-            count++
-            if (!open.delete(request)) complain(`request ${request.pending.operation.id} ended twice`)
-            this.#end(request.pending, error === undefined ? Exit.void : Exit.fail(error))
+      const source = generate(Math.min(SLOTS, plan.length))
+      const some = (): ReadonlyArray<Pending> => {
+        const requests: Array<Pending> = []
+        for (let left = random.between(1, SLOTS); left > 0; left--) {
+          const { done, value } = source.next()
+          if (done !== true) requests.push(value)
+        }
+        return requests
+      }
+      const completions = (): Stream.Stream<Completion<Pending>, Errno.Any> =>
+        form === 1
+          ? queue.process(Stream.fromIterable(source, { chunkSize: random.between(1, SLOTS) }))
+          : queue.processFrom(some)
+      const form = random.below(3)
+      const exit = yield* this.#perform(
+        form === 0 && leavesAt === Infinity
+          ? queue.loop<Pending>((completions) => {
+            completions.forEach(hear)
+            return some()
           })
-      ))
+          : Stream.runForEach(
+            leavesAt === Infinity ? completions() : Stream.take(completions(), leavesAt),
+            (completion) => Effect.sync(() => hear(completion))
+          )
+      )
       if (Exit.isSuccess(exit) && leavesAt === Infinity && open.size > 0) {
         complain(`${open.size} requests of a stream did not end`)
       }
