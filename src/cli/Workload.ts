@@ -142,6 +142,14 @@ export const runMeasured = (
 export const runBytesMeasured = (disk: Device, plan: Plan, tally: Tally): Effect.Effect<Measured, DeviceFailure> =>
   measured(plan, tally, (workload) => runBytes(disk, workload, tally))
 
+/** Runs a plan that has begun through one of a queue's APIs. */
+type Run = (
+  queue: IoQueue,
+  memory: Uint8Array,
+  workload: Workload,
+  tally: Tally
+) => Effect.Effect<void, DeviceFailure>
+
 /** Jobs that are submitted again whenever their completions were heard of, until the time is over. */
 const makeCycle = (memory: Uint8Array, workload: Workload, tally: Tally) => {
   const aim = makeAim(workload)
@@ -167,12 +175,7 @@ const makeCycle = (memory: Uint8Array, workload: Workload, tally: Tally) => {
 }
 
 /** Runs a queue through `IoQueue.processFrom`. */
-const runStream = (
-  queue: IoQueue,
-  memory: Uint8Array,
-  workload: Workload,
-  tally: Tally
-): Effect.Effect<void, DeviceFailure> => {
+const runStream: Run = (queue, memory, workload, tally) => {
   const { completed, requests } = makeCycle(memory, workload, tally)
   return queue.processFrom(requests).pipe(
     Stream.runForEachArray((completions) => {
@@ -183,12 +186,7 @@ const runStream = (
 }
 
 /** Runs a queue through `IoQueue.loop`. */
-const runLoop = (
-  queue: IoQueue,
-  memory: Uint8Array,
-  workload: Workload,
-  tally: Tally
-): Effect.Effect<void, DeviceFailure> => {
+const runLoop: Run = (queue, memory, workload, tally) => {
   const { completed, requests } = makeCycle(memory, workload, tally)
   return queue.loop<(Read | Write) & Job>((completions) => {
     if (completions.length > 0) completed(completions)
@@ -231,12 +229,7 @@ const runFibers = (
 }
 
 /** Runs a queue by one Effect for each request. */
-const runRequests = (
-  queue: IoQueue,
-  memory: Uint8Array,
-  workload: Workload,
-  tally: Tally
-): Effect.Effect<void, DeviceFailure> =>
+const runRequests: Run = (queue, memory, workload, tally) =>
   runFibers(
     jobsOf(workload, memory),
     workload,
@@ -244,7 +237,7 @@ const runRequests = (
     (job) => job._tag === "read" ? queue.read(job.offset, job.buffer) : queue.write(job.offset, job.buffer)
   )
 
-const RUNS = { stream: runStream, loop: runLoop, request: runRequests }
+const RUNS: Readonly<Record<QueueApi, Run>> = { stream: runStream, loop: runLoop, request: runRequests }
 
 const runBytes = (disk: Device, workload: Workload, tally: Tally): Effect.Effect<void, DeviceFailure> =>
   runFibers(

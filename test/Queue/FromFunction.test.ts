@@ -5,11 +5,11 @@
  * or by hand. A lost wake-up shows as a test that never ends.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Cause, Effect, Exit, Fiber, Option, References, type Scope, Stream } from "effect"
-import { setImmediate as turn } from "node:timers/promises"
+import { Cause, Effect, Exit, Fiber, References, Stream } from "effect"
 import * as Errno from "../../src/Errno.ts"
 import type * as IoQueue from "../../src/Queue/IoQueue.ts"
-import { type FakeQueue, make, type QueueOptions } from "../support/FakeQueue.ts"
+import { using } from "../support/FakeQueue.ts"
+import { errorOf, fork, turns } from "../support/fibers.ts"
 
 type Completions = ReadonlyArray<IoQueue.Completion<IoQueue.Read>>
 type Cycle = (
@@ -43,19 +43,6 @@ const matrix = policies.flatMap((policy) =>
   (["at once", "next turn"] as const).map((working) => ({ ...policy, working }))
 )
 const titled = (text: string) => `$way: ${text} ($waiting, packed: $packed, indirect: $indirect)`
-
-const using = <A, E>(options: QueueOptions, use: (fake: FakeQueue) => Effect.Effect<A, E, Scope.Scope>) =>
-  Effect.scoped(Effect.flatMap(make(options), use))
-
-const turns = (count = 3) =>
-  Effect.promise(async () => {
-    for (let i = 0; i < count; i++) await turn()
-  })
-
-const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
-
-const errorOf = <E>(exit: Exit.Exit<unknown, E>): E | undefined =>
-  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.findErrorOption(exit.cause)) : undefined
 
 const gone = () => new Errno.ENOTCONN({ operation: "wait", detail: "the backend is gone" })
 

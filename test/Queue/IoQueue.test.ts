@@ -6,31 +6,18 @@
  * a real eventfd. A lost wake-up shows as a test that never ends, so no test measures time. What is bounded is counted.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Cause, Deferred, Duration, Effect, Exit, Fiber, Option, Queue, Schema, type Scope, Stream } from "effect"
-import { setImmediate as turn, setTimeout as sleep } from "node:timers/promises"
+import { Deferred, Duration, Effect, Exit, Fiber, Option, Queue, Schema, Stream } from "effect"
+import { setTimeout as sleep } from "node:timers/promises"
 import * as Errno from "../../src/Errno.ts"
 import * as Libc from "../../src/Native/Libc.ts"
 import * as Poll from "../../src/Native/Poll.ts"
 import * as IoQueue from "../../src/Queue/IoQueue.ts"
 import { make as random } from "../../src/SeededRandom.ts"
-import { type FakeQueue, make, type QueueOptions } from "../support/FakeQueue.ts"
+import { type FakeQueue, make, using } from "../support/FakeQueue.ts"
+import { errorOf, fork, turns } from "../support/fibers.ts"
 
 const { FUA, NO_UNMAP } = IoQueue.RequestFlag
 const { FLUSH, IN, OUT } = { IN: 0, OUT: 1, FLUSH: 4 }
-
-/** Runs a test against a queue of its own. */
-const using = <A, E>(options: QueueOptions, use: (fake: FakeQueue) => Effect.Effect<A, E, Scope.Scope>) =>
-  Effect.scoped(Effect.flatMap(make(options), use))
-
-const turns = (count = 3) =>
-  Effect.promise(async () => {
-    for (let i = 0; i < count; i++) await turn()
-  })
-
-const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
-
-const errorOf = <E>(exit: Exit.Exit<unknown, E>): E | undefined =>
-  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.findErrorOption(exit.cause)) : undefined
 
 const tagOf = <E extends { readonly _tag: string }>(exit: Exit.Exit<unknown, E>): string =>
   Exit.isSuccess(exit) ? "success" : errorOf(exit)?._tag ?? "interruption or defect"

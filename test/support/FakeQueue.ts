@@ -186,3 +186,9 @@ export const make = (options: QueueOptions = {}): Effect.Effect<FakeQueue, never
       deepStrictEqual(device.violations, [], "the driver broke rules")
     }))
 }
+
+/** Runs a test against a queue of its own. */
+export const using = <A, E>(
+  options: QueueOptions,
+  use: (fake: FakeQueue) => Effect.Effect<A, E, Scope.Scope>
+): Effect.Effect<A, E> => Effect.scoped(Effect.flatMap(make(options), use))
