@@ -442,7 +442,7 @@ export class CompletionSession<R extends Request> implements Owner {
 /** The requests of one call, and how far they have been submitted. */
 class Batch<R extends Request> {
   readonly #session: CompletionSession<R>
-  #requests: ReadonlyArray<R>
+  readonly #requests: ReadonlyArray<R>
   #at = 0
 
   constructor(session: CompletionSession<R>, requests: ReadonlyArray<R>) {
@@ -453,13 +453,6 @@ class Batch<R extends Request> {
 
   get isDone(): boolean {
     return this.#at >= this.#requests.length
-  }
-
-  /** Adds requests to those that were not submitted. */
-  add(requests: ReadonlyArray<R>): void {
-    this.#requests = [...this.#requests.slice(this.#at), ...requests]
-    this.#at = 0
-    this.#session.countWaiting(requests.length)
   }
 
   /** Submits what may be submitted without waiting in line. */
@@ -493,8 +486,10 @@ class Batch<R extends Request> {
 /** Requests that a function gives, submitted as there is room for them. */
 class Source<R extends Request> implements Waiter {
   readonly #session: CompletionSession<R>
-  /** What was given and did not fit. */
+  /** What did not fit, and what was given after it. */
   #rest: Batch<R> | undefined
+  #later: Array<Batch<R>> = []
+  /** How to leave the line, while it waits there. */
   #leave: (() => void) | undefined
 
   constructor(session: CompletionSession<R>) {
@@ -510,23 +505,27 @@ class Source<R extends Request> implements Waiter {
   submit(requests: ReadonlyArray<R>): void {
     const session = this.#session
     if (requests.length > 0) {
-      if (this.#rest === undefined) this.#rest = new Batch(session, requests)
-      else this.#rest.add(requests)
+      const batch = new Batch(session, requests)
+      if (this.#rest === undefined) this.#rest = batch
+      else this.#later.push(batch)
     }
-    if (this.#rest === undefined) return session.endIfIdle()
-    if (this.#leave !== undefined) return
-    this.#rest.advance()
-    if (this.#rest.isDone) this.#rest = undefined
-    else if (!session.isFull && !session.isEnded) this.#leave = session.join(this)
+    if (!this.isWaiting) return session.endIfIdle()
+    // Where the device is gone nobody would answer.
+    if (this.#leave !== undefined || session.isEnded) return
+    if (!session.isContended) this.place()
+    if (this.isWaiting && !session.isFull) this.#leave = session.join(this)
   }
 
   place(): boolean {
-    return this.#rest?.place() ?? true
+    for (; this.#rest !== undefined; this.#rest = this.#later.shift()) {
+      const hasRoom = this.#rest.place()
+      if (!this.#rest.isDone) return hasRoom
+    }
+    return true
   }
 
   placed(): void {
     this.#leave = undefined
-    if (this.#rest?.isDone === true) this.#rest = undefined
   }
 
   refused(failure: DeviceFailure): void {
@@ -540,5 +539,6 @@ class Source<R extends Request> implements Waiter {
     this.#leave = undefined
     this.#rest?.abandon()
     this.#rest = undefined
+    for (const batch of this.#later.splice(0)) batch.abandon()
   }
 }

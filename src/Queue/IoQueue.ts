@@ -159,8 +159,9 @@ export interface IoQueue {
   /**
    * Calls `step` with completions, in arrays of what one look at the ring found, and submits what it answers, at first with none;
    * succeeds when it answers nothing while none of its requests is outstanding. The fastest way: as long as the event loop's turn
-   * allows, nothing lies between a completion and the next request but this function. What it throws is a defect. Interrupted,
-   * the loop waits for what is in flight.
+   * allows, nothing lies between a completion and the next request but this function. It hears of every completion at once, also
+   * while requests that it answered before wait for room: these are kept, so it bounds them itself. What it throws is a defect.
+   * Interrupted, the loop waits for what is in flight.
    *
    * @example
    * ```ts
@@ -352,7 +353,7 @@ const open = <R extends Request>(engine: QueueEngine) =>
     return { session, forget: engine.onFailure(() => session.reconsider()) }
   })
 
-/** Ends a session, when the device has let go of its requests. */
+/** Ends a session when the device has let go of its requests. */
 const close =
   (engine: QueueEngine) => <R extends Request>({ forget, session }: Effect.Success<ReturnType<typeof open<R>>>) =>
     Effect.andThen(
